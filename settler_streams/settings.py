@@ -1,0 +1,133 @@
+"""Configuration: one frozen object, read once from the environment, with every mistake reported together.
+
+The names are those of the specification (``DB_HOST`` … ``ENABLE_SCHEMA_PER_TENANT``) and ``KAFKA_BOOTSTRAP_SERVERS``;
+what the specification does not name starts with ``SETTLER_``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from settler_streams.errors import ConfigurationError
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _env(name: str, default: Any, doc: str, **constraints: Any) -> Any:
+    """A field read from the environment variable ``name``; also settable by its Python name."""
+    return Field(default=default, validation_alias=AliasChoices(name), description=doc, **constraints)
+
+
+class Settings(BaseModel):
+    """Everything a process can be told from outside.
+
+    Raises:
+        ConfigurationError: by :meth:`from_environment`, naming each variable that is wrong and why.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, extra="forbid")
+
+    # Database
+    db_host: str = _env("DB_HOST", "localhost", "PostgreSQL host, or the directory of its socket", min_length=1)
+    db_port: Port = _env("DB_PORT", 5432, "PostgreSQL port")
+    db_name: str = _env("DB_NAME", "settler", "database name", min_length=1)
+    db_user: str = _env("DB_USER", "postgres", "role that owns the schema and migrates it", min_length=1)
+    db_password: SecretStr = _env("DB_PASSWORD", SecretStr("postgres"), "password of DB_USER")
+    db_app_user: str = _env(
+        "DB_APP_USER", "settler_app", "role of the services; cannot bypass row-level security", min_length=1
+    )
+    db_app_password: SecretStr = _env("DB_APP_PASSWORD", SecretStr("settler_app"), "password of DB_APP_USER")
+    db_read_host: str | None = _env("DB_READ_HOST", None, "host of a read replica; unset: reads go to DB_HOST")
+    db_pool_size: int = _env("DB_POOL_SIZE", 8, "connections of one process", ge=1, le=200)
+    db_pool_wait_ms: int = _env("DB_POOL_WAIT_MS", 5_000, "longest wait for a connection", ge=1, le=60_000)
+    db_statement_cache_size: int = _env(
+        "DB_STATEMENT_CACHE_SIZE", 200, "prepared statements per connection; 0 behind transaction-mode PgBouncer", ge=0
+    )
+
+    # Redis
+    redis_host: str = _env("REDIS_HOST", "localhost", "Redis or Valkey host", min_length=1)
+    redis_port: Port = _env("REDIS_PORT", 6379, "Redis or Valkey port")
+    redis_password: SecretStr | None = _env("REDIS_PASSWORD", None, "Redis or Valkey password")
+
+    # Kafka
+    kafka_bootstrap_servers: str = _env(
+        "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", "host:port, comma-separated", pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$"
+    )
+    deployment: str = _env(
+        "SETTLER_DEPLOYMENT",
+        "settler",
+        "prefix of topics, consumer groups and transactional ids; several deployments can share a broker",
+        pattern=r"^[a-z][a-z0-9-]{0,38}$",
+    )
+
+    # Observability
+    otlp_endpoint: str | None = _env("OTLP_ENDPOINT", None, "OTLP/HTTP receiver, such as http://localhost:4318")
+    service_name: str = _env("SERVICE_NAME", "settler-api", "service.name of traces and metrics", min_length=1)
+    log_level: str = _env("SETTLER_LOG_LEVEL", "info", "debug, info, warning or error", pattern="^(debug|info|warning|error)$")
+
+    # Multi-tenancy
+    enable_schema_per_tenant: bool = _env("ENABLE_SCHEMA_PER_TENANT", False, "one PostgreSQL schema per tenant")
+
+    # Processes
+    gateway_host: str = _env("SETTLER_GATEWAY_HOST", "127.0.0.1", "address the gateway listens on", min_length=1)
+    gateway_port: Port = _env("SETTLER_GATEWAY_PORT", 8080, "port the gateway listens on")
+    metrics_port: int = _env("SETTLER_METRICS_PORT", 0, "port of a worker's /metrics; 0: a free one", ge=0, le=65535)
+    executor_slots: int = _env("SETTLER_EXECUTOR_SLOTS", 4, "jobs one executor runs at once", ge=1, le=256)
+    data_dir: Path = _env(
+        "SETTLER_DATA_DIR",
+        Path(platformdirs.user_data_dir("settler-streams")),
+        "holds data/<tenant id>/ with record sets, and the embedded services' state",
+    )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read and check every setting once; an empty variable counts as unset."""
+        source = os.environ if environ is None else environ
+        given: dict[str, str] = {}
+        for name in variable_names():
+            if value := source.get(name, ""):
+                given[name] = value
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            problems = "; ".join(f"{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+            raise ConfigurationError(f"environment refused: {problems}") from error
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make a child process see these same settings (secrets in clear text)."""
+        values: dict[str, str] = {}
+        for field, name in zip(type(self).model_fields, variable_names(), strict=True):
+            value = getattr(self, field)
+            if value is not None:
+                values[name] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        return values
+
+    def postgres_url(self, *, owner: bool = False) -> str:
+        """The connection URL of the application role, or of the owner."""
+        user, password = (self.db_user, self.db_password) if owner else (self.db_app_user, self.db_app_password)
+        return f"postgresql://{user}:{password.get_secret_value()}@{self.db_host}:{self.db_port}/{self.db_name}"
+
+    def redis_url(self) -> str:
+        """The connection URL of Redis or Valkey, with the password when there is one."""
+        secret = f":{self.redis_password.get_secret_value()}@" if self.redis_password else ""
+        return f"redis://{secret}{self.redis_host}:{self.redis_port}/0"
+
+    @property
+    def record_sets_dir(self) -> Path:
+        """Where record-set files lie: ``<data_dir>/data/<tenant id>/``."""
+        return self.data_dir / "data"
+
+
+def variable_names() -> list[str]:
+    """The environment variables that are read, in the order of the fields."""
+    names: list[str] = []
+    for field in Settings.model_fields.values():
+        alias = field.validation_alias
+        names.append(str(alias.choices[0]) if isinstance(alias, AliasChoices) else str(alias))
+    return names
