@@ -1,4 +1,4 @@
-"""Where the published contract lies: ``topology/`` and ``schemas/`` beside the package, or inside an installed wheel."""
+"""Where the published contract lies: ``topology/`` and ``schemas/``, beside the package or inside a wheel."""
 
 from __future__ import annotations
 

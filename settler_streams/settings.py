@@ -57,7 +57,10 @@ class Settings(BaseModel):
 
     # Kafka
     kafka_bootstrap_servers: str = _env(
-        "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", "host:port, comma-separated", pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$"
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "localhost:9092",
+        "host:port, comma-separated",
+        pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$",
     )
     deployment: str = _env(
         "SETTLER_DEPLOYMENT",
@@ -69,7 +72,9 @@ class Settings(BaseModel):
     # Observability
     otlp_endpoint: str | None = _env("OTLP_ENDPOINT", None, "OTLP/HTTP receiver, such as http://localhost:4318")
     service_name: str = _env("SERVICE_NAME", "settler-api", "service.name of traces and metrics", min_length=1)
-    log_level: str = _env("SETTLER_LOG_LEVEL", "info", "debug, info, warning or error", pattern="^(debug|info|warning|error)$")
+    log_level: str = _env(
+        "SETTLER_LOG_LEVEL", "info", "debug, info, warning or error", pattern="^(debug|info|warning|error)$"
+    )
 
     # Multi-tenancy
     enable_schema_per_tenant: bool = _env("ENABLE_SCHEMA_PER_TENANT", False, "one PostgreSQL schema per tenant")

@@ -1,0 +1,143 @@
+"""The envelope: CloudEvents 1.0 in JSON, structured mode, with the tenant as the extension attribute ``tenantid``.
+
+One decoder reads every event type in one pass: the ``type`` attribute is the tag of a union, so an unknown type or
+version, a missing attribute and a wrong body are all found while decoding. Encoding is deterministic, so that a replay
+gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Generic, Literal, TypeVar, Union, cast
+
+import msgspec
+
+from settler_streams.errors import RecordError
+from settler_streams.events import flags, jobs, log, tenants
+from settler_streams.events.fields import Uuid
+from settler_streams.events.structs import REGISTRY, Part, _annotation
+from settler_streams.ids import TenantId
+
+__all__ = ["CONTENT_TYPE", "Envelope", "decode", "encode", "envelope", "flags", "jobs", "log", "tenants"]
+
+CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
+"""Value of the Kafka header ``content-type`` (CloudEvents Kafka protocol binding, section 3.3)."""
+
+D_co = TypeVar("D_co", bound=Part, covariant=True)
+
+_Uuid = _annotation(Uuid)
+_Source = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_Subject = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_Time = Annotated[dt.datetime, msgspec.Meta(tz=True)]
+
+
+class Envelope(msgspec.Struct, Generic[D_co], frozen=True, kw_only=True):
+    """One event. ``id`` is unique per ``source``; ``tenantid`` is whom it concerns; ``data`` is the event's body."""
+
+    id: str
+    source: str
+    time: dt.datetime
+    tenantid: TenantId
+    data: D_co
+    subject: str | None = None
+
+    @property
+    def type(self) -> str:
+        """The CloudEvents type, which ends in its version."""
+        return self.data.event_type
+
+    @property
+    def time_ms(self) -> int:
+        """The event's own time in milliseconds since the Unix epoch; a client's claim, never a fold's clock."""
+        return (self.time - _EPOCH) // _MILLISECOND
+
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+def _envelope_struct(event_type: str, body: type[Part]) -> type[Envelope[Part]]:
+    return cast(
+        "type[Envelope[Part]]",
+        msgspec.defstruct(
+            f"{body.__name__}Envelope",
+            [
+                ("specversion", Literal["1.0"], "1.0"),
+                ("id", _Uuid),
+                ("source", _Source),
+                ("subject", _Subject | None, None),
+                ("time", _Time),
+                ("tenantid", _Uuid),
+                ("datacontenttype", Literal["application/json"], "application/json"),
+                ("data", body),
+            ],
+            bases=(Envelope,),
+            tag_field="type",
+            tag=event_type,
+            frozen=True,
+            kw_only=True,
+        ),
+    )
+
+
+_ENVELOPES: dict[type[Part], type[Envelope[Part]]] = {
+    body: _envelope_struct(event_type, body) for event_type, body in sorted(REGISTRY.items())
+}
+_BY_TYPE = {body.event_type: struct for body, struct in _ENVELOPES.items()}
+_DECODER: msgspec.json.Decoder[Envelope[Part]] = msgspec.json.Decoder(Union[tuple(_ENVELOPES.values())])  # noqa: UP007
+_ENCODER = msgspec.json.Encoder()
+
+
+def envelope(
+    data: Part, *, event_id: str, source: str, tenant: TenantId, time: dt.datetime, subject: str | None = None
+) -> Envelope[Part]:
+    """Put ``data`` into its envelope; the type attribute follows from the body."""
+    return _ENVELOPES[type(data)](id=event_id, source=source, time=time, tenantid=tenant, data=data, subject=subject)
+
+
+def encode(event: Envelope[Part]) -> bytes:
+    """The event as the bytes of a Kafka record's value."""
+    return _ENCODER.encode(event)
+
+
+def decode(value: bytes | None) -> Envelope[Part]:
+    """Read one record's value.
+
+    Raises:
+        RecordError: with the reason ``empty``, ``not-json``, ``nul-character``, ``unknown-type`` or ``schema``.
+    """
+    if not value:
+        raise RecordError("empty", "the record has no value")
+    if b"u0000" in value and _has_nul(value):
+        raise RecordError("nul-character", "a string contains U+0000, which PostgreSQL cannot store")
+    try:
+        return _DECODER.decode(value)
+    except msgspec.ValidationError as error:
+        raise RecordError(*_explain(value, error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError("not-json", str(error)) from error
+
+
+def _has_nul(value: bytes) -> bool:
+    """Whether a ``\\u0000`` in the text is an escape, that is, preceded by an even number of backslashes."""
+    at = value.find(b"\\u0000")
+    while at >= 0:
+        before = at
+        while before > 0 and value[before - 1] == 0x5C:
+            before -= 1
+        if (at - before) % 2 == 0:
+            return True
+        at = value.find(b"\\u0000", at + 1)
+    return False
+
+
+def _explain(value: bytes, error: msgspec.ValidationError) -> tuple[str, str]:
+    """Tell an unknown type or version from a body that breaks its schema."""
+    try:
+        head = msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return "not-json", str(error)
+    event_type = head.get("type") if isinstance(head, dict) else None
+    if isinstance(event_type, str) and event_type not in _BY_TYPE:
+        return "unknown-type", f"no event type {event_type[:200]!r} is known here"
+    return "schema", str(error)
