@@ -21,6 +21,9 @@ Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 FOREVER_MS = -1
 _UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _CHANGELOG_RETENTION_MS = FOREVER_MS
+BROKER_LIMIT_FACTOR = 2
+"""The broker takes records of twice the contract's size, so that an oversize one ends as a dead letter, bytes and all;
+what is larger still, the broker refuses, and its producer learns at once."""
 _JOURNAL_RETENTION_MS = 30 * _UNIT_MS["d"]
 
 
@@ -177,7 +180,7 @@ def full_name(prefix: str, name: str) -> str:
 def _declare(prefix: str, name: str, partitions: int, cleanup: str, retention_ms: int, max_bytes: int) -> Declared:
     config = {
         "cleanup.policy": cleanup,
-        "max.message.bytes": str(max_bytes),
+        "max.message.bytes": str(BROKER_LIMIT_FACTOR * max_bytes),
         "message.timestamp.type": "LogAppendTime",
     }
     if cleanup == "delete":

@@ -1,0 +1,117 @@
+"""A Faust app per role, and an agent per app that receives batches."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import faust
+from faust.tables.manager import TableManager
+from mode.supervisors import CrashingSupervisor
+
+from settler_streams.runtime.batch import Batch
+
+BatchAgent = Callable[[Any], Awaitable[None]]
+
+
+class BatchSchema(faust.Schema):
+    """Hands a batch on as it is: decoding belongs to the step, where a bad record becomes a dead letter."""
+
+    def compile(self, app: Any, **_kwargs: Any) -> Any:
+        """Faust's hook: the function that turns a message into an event."""
+
+        async def decode(message: Any, *, propagate: bool = False) -> Any:  # noqa: ARG001 - Faust's signature
+            return app.create_event(None, message.value, {}, message)
+
+        return decode
+
+
+class FoldTables(TableManager):
+    """Replaces Faust's recovery: each fold's session loads its own state before its first step."""
+
+    async def on_start(self) -> None:
+        """Nothing is recovered up front."""
+        self._tables_finalized.set()
+        self._tables_registered.set()
+
+    async def wait_until_recovery_completed(self) -> bool:
+        """Folds recover one by one, each when it is assigned."""
+        return False
+
+    def on_partitions_revoked(self, _revoked: Any) -> None:
+        """The consumer drops sessions when it knows the new assignment; a fold that stays keeps its own."""
+
+    async def on_rebalance(self, assigned: Any, _revoked: Any, _newly_assigned: Any, _generation_id: int = 0) -> None:
+        """Hand the assignment to the folds and let the flow go on."""
+        app = self.app
+        await app.consumer.assign_folds(assigned)
+        app.consumer.resume_partitions(assigned)
+        app.flow_control.resume()
+        app.consumer.resume_flow()
+        app.on_rebalance_end()
+        await app._fetcher.maybe_start()  # noqa: SLF001 - as Faust's own recovery does
+
+    async def on_stop(self) -> None:
+        """Stop fetching."""
+        await self.app._fetcher.stop()  # noqa: SLF001
+
+
+class FoldApp(faust.App):
+    """The Faust app of one role. ``failure`` resolves with the reason when anything in it crashes."""
+
+    def __init__(
+        self,
+        group: str,
+        *,
+        bootstrap_servers: str,
+        input_topics: tuple[str, ...],
+        partitions: int,
+        new_session: Callable[[int], Any],
+    ) -> None:
+        brokers = ";".join(f"settler://{server}" for server in bootstrap_servers.split(","))
+        super().__init__(
+            group,
+            broker=brokers,
+            TableManager=FoldTables,
+            autodiscover=False,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            web_enabled=False,
+            datadir=tempfile.gettempdir(),
+            store="memory://",
+            stream_wait_empty=True,
+            broker_session_timeout=10.0,
+            broker_heartbeat_interval=3.0,
+            broker_request_timeout=30.0,
+            broker_max_poll_interval=300.0,
+            consumer_max_fetch_size=4 * 1024 * 1024,
+        )
+        self.input_topics = input_topics
+        self.partitions = partitions
+        self.new_session = new_session
+        self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def batch_agent(self, agent: BatchAgent) -> Any:
+        """Register ``agent`` on the role's inputs. Batches of different folds reach it side by side.
+
+        An exception in it stops the worker: no supervisor restarts it past a record.
+        """
+        topic = self.topic(*self.input_topics, acks=False, internal=False, schema=BatchSchema())
+        return self.agent(topic, concurrency=self.partitions, supervisor_strategy=CrashingSupervisor)(agent)
+
+    def fail(self, reason: BaseException) -> None:
+        """Something met an error that nobody may pass over: the worker has to stop."""
+        if not self.failure.done():
+            self.failure.set_result(reason)
+
+    def _crash(self, reason: BaseException) -> None:
+        super()._crash(reason)
+        self.fail(reason)
+
+
+Batches = Any
+"""What an agent iterates over: a Faust stream of :class:`Batch`."""
+
+__all__ = ["Batch", "Batches", "FoldApp"]

@@ -1,0 +1,82 @@
+"""A batch: whatever has arrived for one fold, on its way from the consumer through Faust to the fold's agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+from aiokafka.structs import TopicPartition
+
+from settler_streams.runtime.step import Records
+
+
+class Ownership(Protocol):
+    """One ownership of one fold or projection: opened once, closed once, lost after any failure."""
+
+    positions: dict[TopicPartition, int]
+    logic: Any
+
+    async def open(self) -> None:
+        """Take over: fence the former owner, then read positions and state."""
+        ...
+
+    def new_step(self, records: Records) -> AbstractAsyncContextManager[Any]:
+        """The transaction that processes ``records``."""
+        ...
+
+    async def close(self) -> None:
+        """Give up. Bounded."""
+        ...
+
+
+class Batch:
+    """Records of one fold's inputs, in order within each partition. An agent processes it in one step.
+
+    At most one batch of a fold is under way, so batches of different folds may be processed side by side.
+    """
+
+    def __init__(self, session: Ownership, partition: int, records: Records) -> None:
+        self._session = session
+        self._records = records
+        self.partition = partition
+        self.started = False
+        self.discarded = False
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __len__(self) -> int:
+        return sum(len(raws) for raws in self._records.values())
+
+    @property
+    def logic(self) -> Any:
+        """The decisions of this batch's fold, over the state of its session."""
+        return self._session.logic
+
+    def discard(self) -> None:
+        """The partitions are being taken away before the agent came to this batch; it will be read again."""
+        self.discarded = True
+        self._finish(None)
+
+    @asynccontextmanager
+    async def step(self) -> AsyncIterator[Any]:
+        """Process the batch: one transaction, committed on leaving, aborted by any exception."""
+        if self.discarded:
+            yield self._session.new_step({})  # not entered: it decodes nothing and sends nothing
+            return
+        self.started = True
+        try:
+            async with self._session.new_step(self._records) as step:
+                yield step
+        except BaseException as error:
+            self._finish(error)
+            raise
+        self._finish(None)
+
+    def _finish(self, error: BaseException | None) -> None:
+        if self.finished.done():
+            return
+        if error is None:
+            self.finished.set_result(None)
+        else:
+            self.finished.set_exception(error)

@@ -1,0 +1,213 @@
+"""A session: one fold's producer, positions and state, created together and dropped together.
+
+State never outlives the producer's epoch. Opening a session fences every older owner of the same fold; after that the
+old owner can commit nothing, whatever it still believes. Nothing re-creates a producer inside a session: a zombie that
+did so would fence the rightful owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import aiokafka
+import structlog
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
+from settler_streams.errors import StateError, UnavailableError
+from settler_streams.runtime.routing import Router
+from settler_streams.runtime.state import Overlay, StateCodec
+from settler_streams.runtime.step import STEP_DEADLINE_S, Records, Step
+from settler_streams.topology import Fold, Topology, full_name
+
+log = structlog.get_logger(__name__)
+
+TRANSACTION_TIMEOUT_MS = 10_000
+"""A hung transaction hides others' committed records on the same partition until it times out; the default is 60 s."""
+OPEN_DEADLINE_S = 120.0
+"""Longest opening of a session; state loads at well over 100,000 keys a second."""
+RETRY_BACKOFF_MS = 10
+"""The broker answers the first produce of a transaction with a retriable error while it still completes the former
+one; with aiokafka's default of 100 ms that would cost a quarter of the throughput."""
+BATCH_BYTES = 512 * 1024
+"""Outputs of one partition travel in batches of this size, within the 1 MiB message limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldId:
+    """Which fold: a role and a partition number, within a deployment."""
+
+    deployment: str
+    role: str
+    partition: int
+
+    @property
+    def group(self) -> str:
+        """The consumer group of the role."""
+        return f"{self.deployment}.{self.role}"
+
+    @property
+    def transactional_id(self) -> str:
+        """The same for every owner of this fold, so that a new owner fences the old one."""
+        return f"{self.deployment}.{self.role}-{self.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class FoldSpec:
+    """What a role's folds have in common."""
+
+    declared: Fold
+    topology: Topology
+    bootstrap_servers: str
+    deployment: str
+    kinds: Mapping[str, type]
+    new_logic: Callable[[State, int], FoldLogic]
+    """Builds the logic from loaded state; the second argument is the partition number."""
+    router: Router
+
+    def fold_id(self, partition: int) -> FoldId:
+        """The identity of one of the role's folds."""
+        return FoldId(self.deployment, self.declared.role, partition)
+
+    def topic(self, name: str) -> str:
+        """A declared topic's full name."""
+        return full_name(self.deployment, name)
+
+    def inputs(self, partition: int) -> list[TopicPartition]:
+        """The fold's inputs on the broker."""
+        return [TopicPartition(self.topic(name), partition) for name in self.declared.inputs]
+
+
+class Session:
+    """One ownership of one fold. Open it, run steps, close it; after any failure of a step it is lost for good."""
+
+    def __init__(self, spec: FoldSpec, partition: int) -> None:
+        self.spec = spec
+        self.id = spec.fold_id(partition)
+        self.codec = StateCodec(spec.kinds)
+        self.state = Overlay()
+        self.positions: dict[TopicPartition, int] = {}
+        self.now_ms = 0
+        self.lost = False
+        self.logic: FoldLogic
+        self.producer: aiokafka.AIOKafkaProducer
+
+    async def open(self) -> None:
+        """Take the fold over.
+
+        1. create the producer: fences the former owner and settles its transaction;
+        2. read the committed offsets: they can no longer move behind our back;
+        3. load the state from the changelog, ``read_committed``, up to its end;
+        4. build the logic from the state.
+
+        Raises:
+            UnavailableError: Kafka did not answer in time.
+            StateError: an offset lies outside its log, or a changelog record cannot be read.
+        """
+        try:
+            async with asyncio.timeout(OPEN_DEADLINE_S):
+                await self._open_producer()
+                await self._load()
+        except (TimeoutError, KafkaError) as error:
+            await self.close()
+            raise UnavailableError(f"{self.id}: could not take over the fold: {error!r}") from error
+        except BaseException:
+            await self.close()
+            raise
+        self.logic = self.spec.new_logic(self.state, self.id.partition)
+
+    async def _open_producer(self) -> None:
+        self.producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=self.spec.bootstrap_servers,
+            client_id=self.id.transactional_id,
+            transactional_id=self.id.transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            retry_backoff_ms=RETRY_BACKOFF_MS,
+            max_batch_size=BATCH_BYTES,
+            max_request_size=4 * 1024 * 1024,
+            acks="all",
+            linger_ms=0,
+        )
+        await self.producer.start()
+
+    async def _load(self) -> None:
+        changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)
+        consumer = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=self.spec.bootstrap_servers,
+            client_id=f"{self.id.transactional_id}-loader",
+            group_id=self.id.group,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=4 * 1024 * 1024,
+            fetch_max_wait_ms=50,
+        )
+        await consumer.start()
+        try:
+            inputs = self.spec.inputs(self.id.partition)
+            consumer.assign([*inputs, changelog])
+            await self._read_positions(consumer, inputs)
+            consumer.assign([changelog])
+            keys = await self._read_changelog(consumer, changelog)
+        finally:
+            await consumer.stop()
+        clock = value_of(self.state, CLOCK_KEY, FoldClock)
+        self.now_ms = clock.now_ms if clock else 0
+        log.info("session opened", fold=self.id.transactional_id, keys=keys, now_ms=self.now_ms)
+
+    async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, inputs: list[TopicPartition]) -> None:
+        beginnings = await consumer.beginning_offsets(inputs)
+        ends = await consumer.end_offsets(inputs)
+        for tp in inputs:
+            committed = await consumer.committed(tp)
+            position = beginnings[tp] if committed is None else committed
+            if not beginnings[tp] <= position <= ends[tp]:
+                raise StateError(
+                    f"{self.id}: committed offset {position} of {tp.topic}-{tp.partition} lies outside the log "
+                    f"({beginnings[tp]} to {ends[tp]}); records are gone, and skipping them silently would lose them"
+                )
+            self.positions[tp] = position
+
+    async def _read_changelog(self, consumer: aiokafka.AIOKafkaConsumer, changelog: TopicPartition) -> int:
+        """Load by position: a changelog that is empty, all tombstones, or ends in markers still comes to its end."""
+        start = (await consumer.beginning_offsets([changelog]))[changelog]
+        end = (await consumer.end_offsets([changelog]))[changelog]
+        consumer.seek(changelog, start)
+        loaded = 0
+        while await consumer.position(changelog) < end:
+            for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
+                for record in records:
+                    key = record.key.decode()
+                    self.state.load(key, None if record.value is None else self.codec.decode(key, record.value))
+                    loaded += 1
+        return loaded
+
+    async def commit(self) -> None:
+        """Commit offsets with everything sent since ``begin``; see :meth:`Step.commit` for what precedes it.
+
+        Raises:
+            FencedError: another owner has taken over.
+            UnavailableError: the outcome is unknown; the session is lost, and its successor reads what was decided.
+        """
+        offsets = {tp: OffsetAndMetadata(offset, "") for tp, offset in self.positions.items()}
+        await self.producer.send_offsets_to_transaction(offsets, self.id.group)
+        await self.producer.commit_transaction()
+
+    def new_step(self, records: Records) -> Step:
+        """The step that folds ``records``; enter it to begin its transaction."""
+        return Step(self, records)
+
+    async def close(self) -> None:
+        """Stop the producer. Bounded; an open transaction is left to its timeout or to the next owner's fencing."""
+        self.lost = True
+        producer = getattr(self, "producer", None)
+        if producer is None:
+            return
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                await producer.stop()
+        except (TimeoutError, KafkaError) as error:
+            log.warning("producer did not stop cleanly", fold=self.id.transactional_id, error=repr(error))

@@ -1,0 +1,242 @@
+"""The step: one batch of one fold, folded and published in one Kafka transaction.
+
+    1. begin                        4. write outputs, changelog, journal and dead letters
+    2. decode the batch             5. await every send
+    3. fold it into an overlay      6. add the input offsets
+                                    7. commit
+                                    8. merge the overlay
+
+Step 5 is what makes step 7 honest: aiokafka commits a transaction whose produces have failed, so every send is awaited
+before the offsets are added. Any failure aborts, and the session is lost with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import structlog
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from settler_streams import __version__
+from settler_streams.core.fold import CLOCK_KEY, NOTHING, Emit, FoldClock, Outcome, Record, Value
+from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
+from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, decode, encode, envelope
+from settler_streams.ids import PLATFORM, TenantId, derived_id
+from settler_streams.runtime import deadletters
+from settler_streams.runtime.outputs import Outputs
+
+if TYPE_CHECKING:
+    from settler_streams.runtime.session import Session
+
+log = structlog.get_logger(__name__)
+
+STEP_DEADLINE_S = 30.0
+"""Longest wait for one Kafka answer inside a step: three transaction timeouts. Beyond it the session is lost."""
+
+Raw: TypeAlias = "ConsumerRecord[Any, Any]"
+Records = Mapping[TopicPartition, Sequence[Raw]]
+
+_CONTENT_TYPE = ("content-type", CONTENT_TYPE.encode())
+_TRACEPARENT = "traceparent"
+
+
+class Step:
+    """The work on one batch. Use it as an asynchronous context: entering begins, leaving commits or aborts."""
+
+    def __init__(self, session: Session, records: Records) -> None:
+        self._session = session
+        self._spec = session.spec
+        self._records = records
+        self._outputs = Outputs(session.producer)
+        self._raw: Raw | None = None
+        self._record: Record | None = None
+        self._published = 0
+        self.now_ms = session.now_ms
+        self._check_positions()
+
+    async def __aenter__(self) -> Step:
+        await self._bounded(self._session.producer.begin_transaction())
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            await self._abort(error)
+            return
+        try:
+            await self._commit()
+        except BaseException as failure:
+            await self._abort(failure)
+            raise
+
+    def decode(self) -> Iterator[Record]:
+        """The batch's records in order, decoded.
+
+        What cannot be decoded becomes a dead letter; what lies in a wrong partition is forwarded to the right one.
+        """
+        partition = self._session.id.partition
+        prefix = len(self._spec.deployment) + 1
+        for tp, raws in self._records.items():
+            topic = tp.topic[prefix:]
+            for raw in raws:
+                self._raw = raw
+                self.now_ms = max(self.now_ms, raw.timestamp)
+                try:
+                    key = _key_of(raw)
+                    home = self._spec.router.home_of(topic, key, partition)
+                    if home != partition:
+                        self._outputs.add(tp.topic, home, raw.key, raw.value, raw.headers)
+                        continue
+                    self._check_size(topic, raw)
+                    event = decode(raw.value)
+                except RecordError as error:
+                    self._dead_letter(raw, error)
+                    continue
+                self._record = Record(topic, partition, raw.offset, key, event, _traceparent_of(raw))
+                yield self._record
+        self._raw = self._record = None
+
+    def decide(self, decide: Callable[[Record, int], Outcome], record: Record) -> Outcome:
+        """Ask the core; a record that it cannot decide becomes a dead letter and changes nothing."""
+        try:
+            return decide(record, self.now_ms)
+        except RecordError as error:
+            assert self._raw is not None  # noqa: S101 - set for as long as a record is being decided
+            self._dead_letter(self._raw, error)
+            return NOTHING
+
+    def apply(self, changes: Mapping[str, Value | None]) -> None:
+        """Put the decision's changes into the overlay."""
+        self._session.state.apply(changes)
+
+    def publish(self, emits: Iterable[Emit]) -> None:
+        """Add the decision's events to the transaction; their ids follow from the record in hand."""
+        record = self._record
+        assert record is not None  # noqa: S101 - publishing belongs to the record being decided
+        headers = [_CONTENT_TYPE]
+        if record.traceparent is not None:
+            headers.append((_TRACEPARENT, record.traceparent))
+        for emit in emits:
+            event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
+            partition = emit.partition
+            if partition is None:
+                partition = self._spec.router.partition_for(emit.topic, emit.key)
+            value = self._encode(emit.data, event_id, emit.tenant, emit.subject)
+            self._outputs.add(self._spec.topic(emit.topic), partition, emit.key.encode(), value, headers)
+            self._published += 1
+
+    def _encode(self, data: Part, event_id: str, tenant: TenantId, subject: str | None) -> bytes:
+        fold = self._session.id
+        time = dt.datetime.fromtimestamp(self.now_ms / 1000, dt.UTC)
+        source = f"/{fold.deployment}/{fold.role}"
+        return encode(envelope(data, event_id=event_id, source=source, tenant=tenant, time=time, subject=subject))
+
+    def _dead_letter(self, raw: Raw, error: RecordError) -> None:
+        partition = raw.partition % self._spec.topology.partitions("dead-letters")
+        headers = deadletters.headers(raw, self._session.id.role, error, self.now_ms)
+        self._outputs.add(self._spec.topic("dead-letters"), partition, raw.key, raw.value or b"", headers)
+        where = f"{raw.topic}-{raw.partition}@{raw.offset}"
+        log.warning("dead letter", record=where, reason=error.reason, detail=error.detail[:300])
+
+    def _check_size(self, topic: str, raw: Raw) -> None:
+        limit = self._spec.topology.topic(topic).max_message_bytes
+        if len(raw.value or b"") > limit:
+            raise RecordError("oversize", f"the record has {len(raw.value)} bytes, {topic} allows {limit}")
+
+    def _check_positions(self) -> None:
+        """Positions never go back: a record that a committed step has already consumed must not be folded again."""
+        for tp, raws in self._records.items():
+            if raws[0].offset < (position := self._session.positions[tp]):
+                raise StateError(f"{tp.topic}-{tp.partition}: got offset {raws[0].offset}, stand at {position}")
+
+    async def _commit(self) -> None:
+        session = self._session
+        if self.now_ms > session.now_ms:
+            session.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
+        self._add_changelog()
+        self._add_journal()
+        await self._bounded(self._outputs.send_all())
+        for tp, raws in self._records.items():
+            session.positions[tp] = raws[-1].offset + 1
+        await self._bounded(session.commit())
+        session.state.merge()
+        session.now_ms = self.now_ms
+
+    def _add_changelog(self) -> None:
+        session = self._session
+        changelog = self._spec.topic(self._spec.declared.changelog)
+        for key, value in session.state.changes.items():
+            stored = None if value is None else session.codec.encode(value)
+            self._outputs.add(changelog, session.id.partition, key.encode(), stored, ())
+
+    def _add_journal(self) -> None:
+        fold = self._session.id
+        runs = tuple(
+            OffsetRun(topic=tp.topic, first=raws[0].offset, last=raws[-1].offset, records=len(raws))
+            for tp, raws in self._records.items()
+        )
+        body = StepJournal(
+            role=fold.role,
+            partition=fold.partition,
+            runs=runs,
+            now_ms=self.now_ms,
+            outputs=self._published,
+            code_version=__version__,
+        )
+        event_id = derived_id(PLATFORM, f"{fold.transactional_id}/{runs[0].topic}/{runs[0].first}")
+        value = self._encode(body, event_id, PLATFORM, None)
+        journal = self._spec.topic(self._spec.declared.journal)
+        self._outputs.add(journal, fold.partition, fold.role.encode(), value, (_CONTENT_TYPE,))
+
+    async def _abort(self, error: BaseException) -> None:
+        session = self._session
+        session.lost = True
+        session.state.discard()
+        log.error("step aborted", fold=session.id.transactional_id, error=repr(error))
+        if fenced(error):
+            return
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                await session.producer.abort_transaction()
+        except (TimeoutError, KafkaError) as failure:
+            # The transaction's own timeout, or the next owner's fencing, ends it; nothing of it becomes visible.
+            log.warning("abort not confirmed", fold=session.id.transactional_id, error=repr(failure))
+
+    async def _bounded(self, work: Awaitable[None]) -> None:
+        fold = self._session.id.transactional_id
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                await work
+        except TimeoutError as error:
+            raise UnavailableError(f"{fold}: Kafka gave no answer in {STEP_DEADLINE_S:.0f} s") from error
+        except KafkaError as error:
+            if fenced(error):
+                raise FencedError(f"{fold}: a newer owner has taken over the fold") from error
+            raise UnavailableError(f"{fold}: {error!r}") from error
+
+
+def _key_of(raw: Raw) -> str:
+    try:
+        return raw.key.decode() if raw.key is not None else ""
+    except UnicodeDecodeError as error:
+        raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
+
+
+def _traceparent_of(raw: Raw) -> bytes | None:
+    return next((value for name, value in raw.headers if name == _TRACEPARENT), None) if raw.headers else None
+
+
+def fenced(error: BaseException) -> bool:
+    """Whether ``error`` says that a newer producer of the same transactional id exists."""
+    name = type(error).__name__
+    return isinstance(error, FencedError) or name in {
+        "ProducerFenced",
+        "InvalidProducerEpoch",
+        "InvalidProducerIdMapping",
+    }

@@ -1,0 +1,193 @@
+"""A Faust transport driver that hands whole batches of a fold to its agent.
+
+Registered under Faust's entry-point group ``faust.transports`` as ``settler``: an app whose broker is
+``settler://host:port`` uses it. Faust keeps the group membership, the assignment, the flow control and the agents;
+what it does per message (offset bookkeeping, acknowledgement, commit) is replaced by the step, which commits the
+offsets of a batch in the same Kafka transaction as its outputs and its state.
+
+What is overridden, and why:
+
+=========================  ==========================================================================================
+``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch
+``commit``, ``ack``        do nothing: offsets are committed by the step, in its transaction
+``wait_empty``             before a rebalance and at shutdown, waits for the steps under way and for nothing else
+``_create_worker_consumer``  reads committed records only, never resets an offset, waits 25 ms (Faust: 1,500 ms) for
+                           data, and always uses the co-partitioned assignor
+=========================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
+
+import aiokafka
+import structlog
+from aiokafka.structs import TopicPartition
+from faust.transport.drivers import aiokafka as stock
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from settler_streams.errors import ConfigurationError
+from settler_streams.runtime.batch import Batch
+from settler_streams.runtime.runner import FoldRunner
+from settler_streams.runtime.step import Records
+
+log = structlog.get_logger(__name__)
+
+FETCH_MAX_WAIT_MS = 25
+"""A partition whose records were just taken is asked for again only when the fetch under way returns; so this bounds
+the delay, at 40 small requests a second and consumer when idle."""
+BATCH_RECORDS_MAX = 16_000
+"""Records in one step at most: bounds memory and the time of a transaction whatever the lag."""
+DRAIN_DEADLINE_S = 10.0
+"""Longest wait for steps under way when partitions are taken away; a longer one is fenced by its successor."""
+
+T = TypeVar("T")
+
+
+class ConsumerThread(stock.AIOKafkaConsumerThread):
+    """The stock consumer thread, with a consumer configured for transactions."""
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        conf = self.app.conf
+        self._assignor = self.app.assignor
+        return aiokafka.AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            bootstrap_servers=stock.server_list(transport.url, transport.default_port),
+            partition_assignment_strategy=[self._assignor],
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            max_poll_records=BATCH_RECORDS_MAX,
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            metadata_max_age_ms=30_000,
+        )
+
+    async def in_thread(self, work: Callable[[aiokafka.AIOKafkaConsumer], Coroutine[Any, Any, T]]) -> T:
+        """Run ``work`` on the consumer, in the thread that owns it."""
+        future = asyncio.run_coroutine_threadsafe(work(self._ensure_consumer()), self.thread_loop)
+        return await asyncio.wrap_future(future)
+
+
+class Consumer(stock.Consumer):
+    """Runs the folds that are assigned to this member."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._runners: dict[int, FoldRunner] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def fetch(self, tps: frozenset[TopicPartition], wait_s: float) -> Records:
+        """Records of ``tps`` that have arrived, at most :data:`BATCH_RECORDS_MAX`; empty after ``wait_s`` seconds."""
+
+        async def work(consumer: aiokafka.AIOKafkaConsumer) -> Records:
+            fetcher = consumer._fetcher  # noqa: SLF001 - `getmany` would refuse while another fold waits
+            records: Records = await fetcher.fetched_records(tps, timeout=wait_s, max_records=BATCH_RECORDS_MAX)
+            return records
+
+        return await self._thread.in_thread(work)
+
+    async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Continue at ``positions``, whatever the consumer itself believes."""
+
+        async def work(consumer: aiokafka.AIOKafkaConsumer) -> None:
+            for tp, offset in positions.items():
+                consumer.seek(tp, offset)
+
+        await self._thread.in_thread(work)
+
+    async def assign_folds(self, assigned: Iterable[TP]) -> None:
+        """Drop the folds that are gone, keep those that stay (their epoch is still valid), start the new ones."""
+        partitions = self._partitions_of(assigned)
+        await asyncio.gather(*(self._drop(partition) for partition in set(self._runners) - partitions))
+        for partition in sorted(partitions - set(self._runners)):
+            session = self.app.new_session(partition)
+            runner = self._runners[partition] = FoldRunner(partition, session, self, self._deliver)
+            task = self._tasks[partition] = asyncio.create_task(runner.run())
+            task.add_done_callback(self._on_runner_done)
+        for runner in self._runners.values():
+            runner.resume()
+        log.info("folds assigned", app=self.app.conf.id, folds=sorted(partitions))
+
+    def _partitions_of(self, assigned: Iterable[TP]) -> set[int]:
+        """The fold numbers of an assignment; each must come with all of its inputs, or decisions would be split."""
+        wanted = set(self.app.input_topics)
+        topics: dict[int, set[str]] = {}
+        for tp in assigned:
+            topics.setdefault(tp.partition, set()).add(tp.topic)
+        for partition, got in topics.items():
+            if got != wanted:
+                raise ConfigurationError(
+                    f"{self.app.conf.id}: partition {partition} was assigned without {sorted(wanted - got)}; "
+                    "the inputs of a fold must exist, have equal partition counts and be assigned together"
+                )
+        return set(topics)
+
+    async def _deliver(self, batch: Batch) -> None:
+        """Put a batch on its agent's channel, as the value of one Faust message."""
+        tp = TP(self.app.input_topics[0], batch.partition)
+        message = ConsumerMessage(
+            tp.topic, tp.partition, 0, 0.0, 0, (), None, batch, None, 0, 0, tp,
+            generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
+        await self.callback(message)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """The runners fetch for themselves; Faust's fetcher only has to stay up until it is told to stop."""
+        await fetcher._stopped.wait()  # noqa: SLF001
+
+    def _on_runner_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.app.fail(error)
+
+    async def _drop(self, partition: int) -> None:
+        runner = self._runners.pop(partition)
+        if (task := self._tasks.pop(partition, None)) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        await runner.session.close()
+
+    async def wait_empty(self) -> None:
+        """Wait for the steps under way; a batch that no agent has begun is given up and will be read again."""
+        try:
+            async with asyncio.timeout(DRAIN_DEADLINE_S):
+                await asyncio.gather(*(runner.pause() for runner in self._runners.values()))
+        except TimeoutError:
+            log.exception("a step outlasts the drain deadline", app=self.app.conf.id, deadline_s=DRAIN_DEADLINE_S)
+
+    async def on_stop(self) -> None:
+        """Finish the steps under way and give every fold back."""
+        await self.wait_empty()
+        await asyncio.gather(*(self._drop(partition) for partition in list(self._runners)))
+        transport: Any = self.transport
+        transport._topic_waiters.clear()  # noqa: SLF001 - what the stock consumer does on stop
+
+    async def commit(self, *_args: Any, **_kwargs: Any) -> bool:
+        """Nothing to do: the step commits its offsets in its own transaction."""
+        return False
+
+    def ack(self, _message: Any) -> bool:
+        """Nothing to do: a batch is acknowledged by its commit."""
+        return False
+
+    def verify_event_path(self, _now: float, _tp: TP) -> None:
+        """Faust's per-message liveness check does not apply to batches."""
+
+
+class Transport(stock.Transport):
+    """The driver: stock aiokafka transport with the consumer above."""
+
+    Consumer = Consumer
+    driver_version = f"settler-{stock.Transport.driver_version}"
