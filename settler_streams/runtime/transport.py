@@ -97,7 +97,8 @@ class Consumer(stock.Consumer):
             records: Records = await fetcher.fetched_records(tps, timeout=wait_s, max_records=BATCH_RECORDS_MAX)
             return records
 
-        return await self._thread.in_thread(work)
+        fetched: Records = await self._thread.in_thread(work)
+        return fetched
 
     async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         """Continue at ``positions``, whatever the consumer itself believes."""

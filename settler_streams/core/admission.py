@@ -1,0 +1,417 @@
+"""Admission: every job request gets exactly one decision, and an admitted job exactly one place in its pool.
+
+One instance holds one partition's tenants. Its state, by key prefix:
+
+=======  ==========================================================================================================
+tenant   what is known of a tenant (from ``tenant-changes``)
+usage    what a tenant and its children have used: bucket, running jobs, this month's count, storage, domains
+job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
+seen     ids of requests and usage events already handled, within the window stated below
+flag     flag settings that gate job kinds
+=======  ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from settler_streams.core import quotas
+from settler_streams.core.flags import FlagSetting, FlagTable
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.quotas import Level, Limits, Refusal, Tenant, Usage
+from settler_streams.core.token_bucket import change_policy
+from settler_streams.errors import RecordError
+from settler_streams.events import (
+    ClockTick,
+    FlagState,
+    JobCancelRequested,
+    JobDecided,
+    JobEnqueued,
+    JobFinished,
+    JobRequested,
+    Part,
+    PoolCancelRequested,
+    QuotaThreshold,
+    QuotaType,
+    RecordRef,
+    RejectReason,
+    Resource,
+    TenantAcknowledged,
+    TenantChanged,
+    TenantStatus,
+    TenantUsage,
+    TenantWeighted,
+    UsageRecorded,
+)
+from settler_streams.ids import TenantId
+from settler_streams.tiers import Tiers
+
+SEEN_WINDOW_MS = 10 * 60_000
+"""How long an id is remembered: a producer's retries end long before."""
+SEEN_MAX = 200_000
+"""Ids remembered per partition at most, about 60 MB; beyond it the oldest are forgotten first."""
+CHAIN_DEPTH_MAX = 8
+"""Levels from a tenant to its root; the tenant service allows no more."""
+JOB_KINDS = frozenset({"reconciliation", "reconciliation-preview"})
+"""What executors can run. The flag ``jobs.<kind>`` switches a kind off."""
+DEFAULT_COST_US = 200_000
+"""Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
+
+
+class Reservation(Value, frozen=True, array_like=True):
+    """An admitted, unfinished job."""
+
+    tenant: TenantId
+    chain: tuple[TenantId, ...]
+    admitted_at_ms: int
+
+
+class Seen(Value, frozen=True, array_like=True):
+    """An id that has been handled, and whose it was."""
+
+    source: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """What every partition's admission knows: the tiers, and how many jobs of this partition may be open at once."""
+
+    tiers: Tiers
+    open_jobs_max: int
+    pools: int
+
+
+class Admission:
+    """The admission fold of one partition."""
+
+    kinds: ClassVar[dict[str, type[Value]]] = {
+        "clock": FoldClock,
+        "tenant": Tenant,
+        "usage": Usage,
+        "job": Reservation,
+        "seen": Seen,
+        "flag": FlagSetting,
+    }
+
+    def __init__(self, state: State, policy: AdmissionPolicy) -> None:
+        self._state = state
+        self._policy = policy
+        self._limits: dict[TenantId, tuple[int, Limits]] = {}
+        self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
+        self._open_jobs = sum(1 for key in state if key.startswith("job/"))
+        seen = [(v.at_ms, key) for key, v in state.items() if isinstance(v, Seen)]
+        self._seen: deque[tuple[int, str]] = deque(sorted(seen))
+        self._dirty: set[TenantId] = {TenantId(k[7:]) for k in state if k.startswith("tenant/")}
+        self._month = (0, 0)
+
+    def decide(self, record: Record, now_ms: int) -> Outcome:
+        """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        match record.event.data:
+            case JobRequested() as request:
+                return self._requested(record, request, now_ms)
+            case JobFinished() as finished:
+                return self._finished(finished)
+            case UsageRecorded() as used:
+                return self._used(record, used, now_ms)
+            case TenantChanged() as changed:
+                return self._tenant_changed(record, changed, now_ms)
+            case FlagState() as flag:
+                return self._flag_changed(record, flag)
+            case JobCancelRequested() as cancel:
+                return self._cancel_requested(record, cancel)
+            case ClockTick():
+                return self._tick(now_ms)
+            case other:
+                raise RecordError("misplaced", f"admission has no use for {other.event_type} in {record.topic}")
+
+    def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
+        event = record.event
+        tenant = self._tenant_of(record)
+        seen_key = f"seen/{event.id}"
+        if (seen := value_of(self._state, seen_key, Seen)) is not None:
+            return self._repeated(record, seen)
+        changes: dict[str, Value | None] = self._forget(now_ms)
+        changes[seen_key] = self._remember(seen_key, event.source, now_ms)
+        refusal = self._gate(tenant, event.tenantid, request)
+        signals: list[Emit] = []
+        if tenant is not None and refusal is None:
+            chain = self._chain(event.tenantid, tenant)
+            levels = [self._level(member, now_ms) for member in chain]
+            usages, refusal = quotas.admit(levels, self._month_of(now_ms), now_ms)
+            if refusal is None:
+                self._open_jobs += 1
+                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms)
+                signals = self._charge(levels, usages, record.key, changes)
+        decided = _decision(record, request, refusal, now_ms)
+        emits = [Emit("job-decisions", decided, event.tenantid, record.key, "decided", event.id)]
+        if refusal is None:
+            emits.append(self._enqueue(record, request, now_ms))
+        return Outcome(changes, (*emits, *signals))
+
+    def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
+        """The reasons to refuse that have nothing to do with how much was used."""
+        if tenant is None:
+            return RejectReason.UNKNOWN_TENANT
+        chain = self._chain(tenant_id, tenant)
+        for member in chain:
+            state = value_of(self._state, f"tenant/{member}", Tenant)
+            if state is None or state.status is not TenantStatus.ACTIVE:
+                return RejectReason.TENANT_SUSPENDED
+        if request.kind not in JOB_KINDS:
+            return RejectReason.UNSUPPORTED_KIND
+        if not self._flags.evaluate(f"jobs.{request.kind}", chain, request.user_id, default=True).enabled:
+            return RejectReason.FLAG_DISABLED
+        if self._open_jobs >= self._policy.open_jobs_max:
+            return RejectReason.POOL_FULL
+        return None
+
+    def _enqueue(self, record: Record, request: JobRequested, now_ms: int) -> Emit:
+        body = JobEnqueued(
+            job_id=record.event.id,
+            root_tenant=record.key,
+            kind=request.kind,
+            priority=request.priority,
+            estimated_cost_us=request.estimated_cost_us or DEFAULT_COST_US,
+            requested_at_ms=now_ms,
+            request=RecordRef(topic=record.topic, partition=record.partition, offset=record.offset),
+        )
+        tenant = record.event.tenantid
+        return Emit("pool-inputs", body, tenant, record.key, "enqueued", record.event.id, partition=0)
+
+    def _charge(
+        self, levels: list[Level], usages: Iterable[Usage], root: str, changes: dict[str, Value | None]
+    ) -> list[Emit]:
+        signals: list[Emit] = []
+        for level, usage in zip(levels, usages, strict=True):
+            signals += self._put_usage(level.tenant_id, level.limits, usage, root, changes)
+        return signals
+
+    def _put_usage(
+        self, tenant_id: TenantId, limits: Limits, usage: Usage, root: str, changes: dict[str, Value | None]
+    ) -> list[Emit]:
+        """Store a usage; the signals are those of thresholds reached for the first time."""
+        usage, reached = quotas.crossed_thresholds(usage, limits)
+        changes[f"usage/{tenant_id}"] = usage
+        self._dirty.add(tenant_id)
+        return [
+            Emit(
+                "tenant-signals",
+                QuotaThreshold(
+                    quota=quota,
+                    percent=percent,
+                    used=quotas.used_of(usage, quota),
+                    limit=limits.by_quota[quota],
+                    window_start_ms=usage.month_start_ms if quota is QuotaType.MONTHLY_RECONCILIATIONS else 0,
+                ),
+                tenant_id,
+                root,
+                f"threshold/{tenant_id}/{quota}/{percent}",
+                tenant_id,
+            )
+            for quota, percent in reached
+        ]
+
+    def _finished(self, finished: JobFinished) -> Outcome:
+        reservation = value_of(self._state, f"job/{finished.job_id}", Reservation)
+        if reservation is None:
+            return NOTHING  # a repeated result: the reservation has ended, and ends once
+        self._open_jobs -= 1
+        changes: dict[str, Value | None] = {f"job/{finished.job_id}": None}
+        for member in reservation.chain:
+            usage = value_of(self._state, f"usage/{member}", Usage)
+            if usage is not None:
+                changes[f"usage/{member}"] = quotas.release(usage)
+                self._dirty.add(member)
+        return Outcome(changes)
+
+    def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
+        tenant = self._tenant_of(record)
+        if tenant is None:
+            raise RecordError("unknown-tenant", f"usage of the unknown tenant {record.event.tenantid}")
+        seen_key = f"seen/{record.event.id}"
+        if (seen := value_of(self._state, seen_key, Seen)) is not None:
+            return self._repeated(record, seen)
+        changes: dict[str, Value | None] = self._forget(now_ms)
+        changes[seen_key] = self._remember(seen_key, record.event.source, now_ms)
+        signals: list[Emit] = []
+        for member in self._chain(record.event.tenantid, tenant):
+            level = self._level(member, now_ms)
+            match used.resource:
+                case Resource.STORAGE_BYTES:
+                    usage = quotas.record_storage(level.usage, used.quantity)
+                case Resource.CUSTOM_DOMAINS:
+                    usage = quotas.record_domains(level.usage, used.quantity)
+                case _:
+                    continue  # metered by the noisy-neighbour fold; no quota hangs on it
+            signals += self._put_usage(member, level.limits, usage, record.key, changes)
+        return Outcome(changes, tuple(signals))
+
+    def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
+        tenant_id = record.event.tenantid
+        if record.key != changed.root_id:
+            raise RecordError("foreign-tenant", f"the key {record.key!r} is not the root of {tenant_id}")
+        key = f"tenant/{tenant_id}"
+        current = value_of(self._state, key, Tenant)
+        if current is not None and current.version >= changed.version:
+            return NOTHING
+        tenant = Tenant(
+            changed.version,
+            changed.tier,
+            changed.status,
+            TenantId(changed.root_id),
+            TenantId(changed.parent_id) if changed.parent_id else None,
+            dict(changed.quotas),
+            changed.burst,
+        )
+        limits = Limits.of(tenant, self._policy.tiers)
+        changes: dict[str, Value | None] = {key: tenant}
+        usage = value_of(self._state, f"usage/{tenant_id}", Usage)
+        if usage is None:
+            changes[f"usage/{tenant_id}"] = quotas.new_usage(limits, now_ms)
+        elif current is not None:
+            before = Limits.of(current, self._policy.tiers)
+            bucket = change_policy(usage.bucket, before.rate, limits.rate, now_ms)
+            changes[f"usage/{tenant_id}"] = quotas.with_bucket(usage, bucket)
+        self._limits.pop(tenant_id, None)
+        self._dirty.add(tenant_id)
+        return Outcome(changes, tuple(self._announce(record, changed.version, limits)))
+
+    def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
+        """Tell every pool the tenant's weight, and whoever waits for it that admission knows this version."""
+        tenant = record.event.tenantid
+        weighted = TenantWeighted(
+            weight=limits.weight, enterprise=limits.enterprise, max_running=limits.max_running, version=version
+        )
+        for pool in range(self._policy.pools):
+            yield Emit("pool-inputs", weighted, tenant, record.key, f"weighted/{pool}", tenant, partition=pool)
+        acknowledged = TenantAcknowledged(version=version)
+        yield Emit("tenant-signals", acknowledged, tenant, record.key, "acknowledged", tenant)
+
+    def _flag_changed(self, record: Record, flag: FlagState) -> Outcome:
+        tenant = record.event.tenantid
+        setting = FlagSetting(
+            flag.flag,
+            flag.scope,
+            tenant,
+            flag.user_id,
+            flag.version,
+            flag.enabled,
+            flag.killed,
+            flag.rollout_per_mille,
+            flag.salt,
+            flag.changed_at_ms,
+        )
+        self._flags.put(setting)
+        return Outcome({f"flag/{flag.flag}/{tenant}/{flag.user_id or ''}": setting})
+
+    def _cancel_requested(self, record: Record, cancel: JobCancelRequested) -> Outcome:
+        reservation = value_of(self._state, f"job/{cancel.job_id}", Reservation)
+        if reservation is None or reservation.tenant != record.event.tenantid:
+            return NOTHING  # finished, never admitted, or not this tenant's: there is nothing to cancel
+        body = PoolCancelRequested(job_id=cancel.job_id, reason=cancel.reason)
+        tenant = record.event.tenantid
+        return Outcome({}, (Emit("pool-inputs", body, tenant, record.key, "cancel", cancel.job_id, partition=0),))
+
+    def _tick(self, now_ms: int) -> Outcome:
+        """Once a second: forget old ids, and report the usage of tenants that were active since the last tick."""
+        emits = []
+        for tenant_id in sorted(self._dirty):
+            level = self._level(tenant_id, now_ms)
+            tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
+            if tenant is not None:
+                report = self._report(level, now_ms)
+                emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
+        self._dirty.clear()
+        return Outcome(self._forget(now_ms), tuple(emits))
+
+    def _report(self, level: Level, now_ms: int) -> TenantUsage:
+        usage, limits = level.usage, level.limits
+        start_ms, end_ms = self._month_of(now_ms)
+        return TenantUsage(
+            as_of_ms=now_ms,
+            window_start_ms=start_ms,
+            window_end_ms=end_ms,
+            used={
+                Resource.REQUESTS: usage.requests,
+                Resource.STORAGE_BYTES: usage.storage_bytes,
+                Resource.CUSTOM_DOMAINS: usage.domains,
+                Resource.RECONCILIATIONS: usage.month_jobs if usage.month_start_ms == start_ms else 0,
+            },
+            running=usage.running,
+            limits=limits.by_quota,
+            rate_tokens_left=quotas.tokens_left(usage, limits, now_ms),
+        )
+
+    def _tenant_of(self, record: Record) -> Tenant | None:
+        """The record's tenant, once it is sure that the key is that tenant's root."""
+        tenant_id = record.event.tenantid
+        tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
+        root = tenant.root_id if tenant is not None else tenant_id
+        if record.key != root:
+            raise RecordError("foreign-tenant", f"the key {record.key[:100]!r} is not the root of tenant {tenant_id}")
+        return tenant
+
+    def _chain(self, tenant_id: TenantId, tenant: Tenant) -> tuple[TenantId, ...]:
+        chain = [tenant_id]
+        while tenant.parent_id is not None and len(chain) < CHAIN_DEPTH_MAX:
+            chain.append(tenant.parent_id)
+            parent = value_of(self._state, f"tenant/{tenant.parent_id}", Tenant)
+            if parent is None:
+                break
+            tenant = parent
+        return tuple(chain)
+
+    def _level(self, tenant_id: TenantId, now_ms: int) -> Level:
+        tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
+        if tenant is None:
+            raise RecordError("unknown-tenant", f"tenant {tenant_id} of the chain is not known")
+        cached = self._limits.get(tenant_id)
+        if cached is None or cached[0] != tenant.version:
+            cached = self._limits[tenant_id] = (tenant.version, Limits.of(tenant, self._policy.tiers))
+        usage = value_of(self._state, f"usage/{tenant_id}", Usage)
+        return Level(tenant_id, cached[1], usage or quotas.new_usage(cached[1], now_ms))
+
+    def _month_of(self, now_ms: int) -> tuple[int, int]:
+        if not self._month[0] <= now_ms < self._month[1]:
+            self._month = quotas.month_bounds(now_ms)
+        return self._month
+
+    def _repeated(self, record: Record, seen: Seen) -> Outcome:
+        if seen.source == record.event.source:
+            return NOTHING
+        raise RecordError(
+            "id-conflict", f"{record.event.source!r} uses the id {record.event.id}, which {seen.source!r} has used"
+        )
+
+    def _remember(self, key: str, source: str, now_ms: int) -> Seen:
+        self._seen.append((now_ms, key))
+        return Seen(source, now_ms)
+
+    def _forget(self, now_ms: int) -> dict[str, Value | None]:
+        """Ids whose window has passed, or that the bound pushes out."""
+        changes: dict[str, Value | None] = {}
+        seen = self._seen
+        while seen and (seen[0][0] <= now_ms - SEEN_WINDOW_MS or len(seen) > SEEN_MAX):
+            changes[seen.popleft()[1]] = None
+        return changes
+
+
+def _decision(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:
+    detail = refusal if isinstance(refusal, Refusal) else None
+    return JobDecided(
+        job_id=record.event.id,
+        admitted=refusal is None,
+        kind=request.kind,
+        priority=request.priority,
+        requested_at_ms=now_ms,
+        decided_at_ms=now_ms,
+        reason=detail.reason if detail else refusal if isinstance(refusal, RejectReason) else None,
+        quota=detail.quota if detail else None,
+        current=detail.current if detail else None,
+        limit=detail.limit if detail else None,
+        retry_after_ms=detail.retry_after_ms if detail else None,
+    )

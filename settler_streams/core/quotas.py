@@ -1,0 +1,236 @@
+"""Quotas as values: what a tenant is allowed, what it has used, and what one more request would do.
+
+A tenant draws on its own limits and on those of every parent up to its root: a request passes only if it passes at
+every level, and is then charged at every level. Enterprise tenants bypass the limits and are metered all the same.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from settler_streams.core.fold import Value
+from settler_streams.core.token_bucket import (
+    UNITS_PER_TOKEN,
+    Bucket,
+    RatePolicy,
+    Verdict,
+    change_policy,
+    full,
+    take_all,
+)
+from settler_streams.events import QuotaType, RejectReason, TenantStatus, TenantTier
+from settler_streams.ids import TenantId
+from settler_streams.tiers import Tiers
+
+THRESHOLDS_PERCENT = (80, 90, 100)
+"""A signal is sent when use reaches each of these, once per window."""
+
+
+class Tenant(Value, frozen=True, array_like=True):
+    """What decisions need to know of a tenant, as of its ``version``."""
+
+    version: int
+    tier: TenantTier
+    status: TenantStatus
+    root_id: TenantId
+    parent_id: TenantId | None
+    quotas: dict[QuotaType, int]
+    burst: int | None
+
+
+class Usage(Value, frozen=True, array_like=True):
+    """What a tenant (with its children) has used. ``running`` counts admitted, unfinished jobs."""
+
+    bucket: Bucket
+    running: int = 0
+    month_start_ms: int = 0
+    month_jobs: int = 0
+    storage_bytes: int = 0
+    domains: int = 0
+    requests: int = 0
+    signalled: dict[QuotaType, int] = msgspec.field(default_factory=dict)
+    """The highest threshold already signalled per quota."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A tenant's effective limits: its overrides over its tier's defaults."""
+
+    rate: RatePolicy
+    by_quota: dict[QuotaType, int]
+    weight: int
+    enterprise: bool
+    max_running: int
+
+    @classmethod
+    def of(cls, tenant: Tenant, tiers: Tiers) -> Limits:
+        """The effective limits of ``tenant``."""
+        tier = tiers[tenant.tier]
+        by_quota = tier.limits() | tenant.quotas
+        rate = by_quota[QuotaType.RATE_LIMIT]
+        burst = tenant.burst or min(tier.burst, max(1, rate))
+        return cls(
+            RatePolicy(rate_per_minute=rate, burst=burst), by_quota, tier.weight, tier.enterprise, tier.max_running
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Which limit refused, how far it is used, and when trying again makes sense."""
+
+    reason: RejectReason
+    quota: QuotaType
+    current: int
+    limit: int
+    retry_after_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a tenant's chain: the tenant itself, a parent, or the root."""
+
+    tenant_id: TenantId
+    limits: Limits
+    usage: Usage
+
+
+def month_bounds(now_ms: int) -> tuple[int, int]:
+    """Start and end (exclusive) of the UTC calendar month that holds ``now_ms``, in milliseconds."""
+    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
+    start = dt.datetime(now.year, now.month, 1, tzinfo=dt.UTC)
+    following = dt.datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=dt.UTC)
+    return int(start.timestamp()) * 1000, int(following.timestamp()) * 1000
+
+
+def new_usage(limits: Limits, now_ms: int) -> Usage:
+    """A tenant that has used nothing; its bucket is full."""
+    return Usage(bucket=full(limits.rate, now_ms))
+
+
+def admit(levels: Sequence[Level], month: tuple[int, int], now_ms: int) -> tuple[tuple[Usage, ...], Refusal | None]:
+    """Charge one job at every level, or at none.
+
+    Returns:
+        The usages after the decision (unchanged ones when refused: a denial consumes nothing), and the refusal.
+    """
+    bypass = levels[0].limits.enterprise
+    rolled = tuple(_roll(level.usage, month[0]) for level in levels)
+    if not bypass and (refusal := _hard_limits(levels, rolled, month, now_ms)) is not None:
+        return rolled, refusal
+    buckets = tuple(usage.bucket for usage in rolled)
+    if not bypass:
+        buckets, verdict = take_all(buckets, [level.limits.rate for level in levels], 1, now_ms)
+        if not verdict.allowed:
+            return rolled, _rate_refusal(levels, verdict)
+    charged = tuple(
+        msgspec.structs.replace(
+            usage,
+            bucket=bucket,
+            running=usage.running + 1,
+            month_jobs=usage.month_jobs + 1,
+            requests=usage.requests + 1,
+        )
+        for usage, bucket in zip(rolled, buckets, strict=True)
+    )
+    return charged, None
+
+
+def release(usage: Usage) -> Usage:
+    """A job of this level has finished.
+
+    Raises:
+        ValueError: more jobs would end than were admitted; a reservation ends exactly once.
+    """
+    if usage.running < 1:
+        raise ValueError("a job finished that holds no reservation")
+    return msgspec.structs.replace(usage, running=usage.running - 1)
+
+
+def record_storage(usage: Usage, delta_bytes: int) -> Usage:
+    """Storage taken (positive) or given back; it never falls below zero."""
+    return msgspec.structs.replace(usage, storage_bytes=max(0, usage.storage_bytes + delta_bytes))
+
+
+def record_domains(usage: Usage, delta: int) -> Usage:
+    """Custom domains added (positive) or removed; never below zero."""
+    return msgspec.structs.replace(usage, domains=max(0, usage.domains + delta))
+
+
+def with_bucket(usage: Usage, bucket: Bucket) -> Usage:
+    """The same usage with another bucket."""
+    return msgspec.structs.replace(usage, bucket=bucket)
+
+
+def tokens_left(usage: Usage, limits: Limits, now_ms: int) -> int:
+    """Whole tokens in the rate limit's bucket at ``now_ms``."""
+    settled = change_policy(usage.bucket, limits.rate, limits.rate, now_ms)
+    return settled.level // UNITS_PER_TOKEN
+
+
+def used_of(usage: Usage, quota: QuotaType) -> int:
+    """How much of ``quota`` is in use; for the rate limit see the bucket."""
+    return {
+        QuotaType.CONCURRENT_JOBS: usage.running,
+        QuotaType.MONTHLY_RECONCILIATIONS: usage.month_jobs,
+        QuotaType.STORAGE: usage.storage_bytes,
+        QuotaType.CUSTOM_DOMAINS: usage.domains,
+    }.get(quota, 0)
+
+
+def crossed_thresholds(usage: Usage, limits: Limits) -> tuple[Usage, list[tuple[QuotaType, int]]]:
+    """The thresholds newly reached, each reported once; one is armed again when use has fallen below the lowest."""
+    reached: list[tuple[QuotaType, int]] = []
+    signalled = usage.signalled
+    for quota, limit in limits.by_quota.items():
+        if quota is QuotaType.RATE_LIMIT or limit == 0:
+            continue
+        percent = used_of(usage, quota) * 100 // limit
+        before = signalled.get(quota, 0)
+        highest = max((t for t in THRESHOLDS_PERCENT if percent >= t), default=0)
+        if highest > before:
+            reached += [(quota, t) for t in THRESHOLDS_PERCENT if before < t <= highest]
+            signalled = signalled | {quota: highest}
+        elif highest == 0 and before:
+            signalled = {q: t for q, t in signalled.items() if q is not quota}
+    if signalled is usage.signalled:
+        return usage, reached
+    return msgspec.structs.replace(usage, signalled=signalled), reached
+
+
+def _roll(usage: Usage, month_start_ms: int) -> Usage:
+    """Begin a new month's count when the month has changed; a closed month is never rewritten."""
+    if usage.month_start_ms == month_start_ms:
+        return usage
+    signalled = {q: t for q, t in usage.signalled.items() if q is not QuotaType.MONTHLY_RECONCILIATIONS}
+    return msgspec.structs.replace(usage, month_start_ms=month_start_ms, month_jobs=0, signalled=signalled)
+
+
+def _hard_limits(
+    levels: Sequence[Level], usages: Sequence[Usage], month: tuple[int, int], now_ms: int
+) -> Refusal | None:
+    for level, usage in zip(levels, usages, strict=True):
+        limit = level.limits.by_quota[QuotaType.CONCURRENT_JOBS]
+        if usage.running >= limit:
+            return Refusal(RejectReason.CONCURRENT_JOBS, QuotaType.CONCURRENT_JOBS, usage.running, limit, None)
+        limit = level.limits.by_quota[QuotaType.MONTHLY_RECONCILIATIONS]
+        if usage.month_jobs >= limit:
+            quota = QuotaType.MONTHLY_RECONCILIATIONS
+            return Refusal(
+                RejectReason.MONTHLY_RECONCILIATIONS, quota, usage.month_jobs, limit, max(0, month[1] - now_ms)
+            )
+    return None
+
+
+def _rate_refusal(levels: Sequence[Level], verdict: Verdict) -> Refusal:
+    policy = levels[verdict.denied_by].limits.rate
+    return Refusal(
+        RejectReason.RATE_LIMIT,
+        QuotaType.RATE_LIMIT,
+        policy.burst - verdict.remaining,
+        policy.rate_per_minute,
+        verdict.retry_after_ms,
+    )
