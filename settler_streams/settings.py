@@ -62,6 +62,9 @@ class Settings(BaseModel):
         "host:port, comma-separated",
         pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$",
     )
+    kafka_replication_factor: int = _env(
+        "KAFKA_REPLICATION_FACTOR", 1, "replicas of each topic that is created; 3 in production", ge=1, le=9
+    )
     deployment: str = _env(
         "SETTLER_DEPLOYMENT",
         "settler",

@@ -12,6 +12,7 @@ from faust.tables.manager import TableManager
 from mode.supervisors import CrashingSupervisor
 
 from settler_streams.runtime.batch import Batch
+from settler_streams.runtime.ticker import Ticker
 
 BatchAgent = Callable[[Any], Awaitable[None]]
 
@@ -91,6 +92,7 @@ class FoldApp(faust.App):
         self.input_topics = input_topics
         self.partitions = partitions
         self.new_session = new_session
+        self.ticker: Ticker | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     def batch_agent(self, agent: BatchAgent) -> Any:
@@ -100,6 +102,11 @@ class FoldApp(faust.App):
         """
         topic = self.topic(*self.input_topics, acks=False, internal=False, schema=BatchSchema())
         return self.agent(topic, concurrency=self.partitions, supervisor_strategy=CrashingSupervisor)(agent)
+
+    def open_folds(self) -> list[int]:
+        """The partition numbers whose sessions are open in this process."""
+        consumer = self._consumer
+        return consumer.open_folds() if consumer is not None else []
 
     def fail(self, reason: BaseException) -> None:
         """Something met an error that nobody may pass over: the worker has to stop."""

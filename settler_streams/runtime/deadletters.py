@@ -22,14 +22,14 @@ DETAIL_BYTES_MAX = 2_000
 ATTEMPTS_MAX = 5
 """A record redriven this often and refused again is quarantined: it is not offered for bulk redrive."""
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = list[tuple[str, bytes]]
 
 
 def headers(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms: int) -> Headers:
     """Headers of the dead letter of ``raw``; the record's own headers (trace context) are kept in front of them."""
-    own = tuple((name, value) for name, value in raw.headers or () if not name.startswith("dl-"))
+    own = [(name, value) for name, value in raw.headers or () if not name.startswith("dl-")]
     attempts = 1 + int(dict(raw.headers or ()).get(ATTEMPTS, b"0"))
-    return (
+    return [
         *own,
         (REASON, error.reason.encode()),
         (DETAIL, error.detail.encode(errors="replace")[:DETAIL_BYTES_MAX]),
@@ -39,4 +39,4 @@ def headers(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms
         (OFFSET, str(raw.offset).encode()),
         (ATTEMPTS, str(attempts).encode()),
         (AT_MS, str(now_ms).encode()),
-    )
+    ]

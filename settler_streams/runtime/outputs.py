@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import aiokafka
@@ -22,7 +21,7 @@ class Outputs:
         partition: int,
         key: bytes | None,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
+        headers: list[tuple[str, bytes]],
     ) -> None:
         """Collect one record. ``value`` ``None`` is a tombstone."""
         batches = self._batches.setdefault((topic, partition), [])

@@ -39,6 +39,7 @@ class FoldRunner:
     ) -> None:
         self.partition = partition
         self.session = session
+        self.opened = False
         self._source = source
         self._deliver = deliver
         self._flow = asyncio.Event()
@@ -48,6 +49,7 @@ class FoldRunner:
     async def run(self) -> None:
         """Until cancelled, or until something fails, in which case the worker stops."""
         await self.session.open()
+        self.opened = True
         tps = frozenset(self.session.positions)
         while True:
             await self._flow.wait()

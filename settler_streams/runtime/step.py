@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams import __version__
-from settler_streams.core.fold import CLOCK_KEY, NOTHING, Emit, FoldClock, Outcome, Record, Value
+from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, Outcome, Record
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, decode, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, derived_id
@@ -91,7 +91,7 @@ class Step:
                     key = _key_of(raw)
                     home = self._spec.router.home_of(topic, key, partition)
                     if home != partition:
-                        self._outputs.add(tp.topic, home, raw.key, raw.value, raw.headers)
+                        self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
                         continue
                     self._check_size(topic, raw)
                     event = decode(raw.value)
@@ -102,27 +102,27 @@ class Step:
                 yield self._record
         self._raw = self._record = None
 
-    def decide(self, decide: Callable[[Record, int], Outcome], record: Record) -> Outcome:
+    def decide(self, logic: FoldLogic, record: Record) -> Outcome:
         """Ask the core; a record that it cannot decide becomes a dead letter and changes nothing."""
         try:
-            return decide(record, self.now_ms)
+            return logic.decide(record, self.now_ms)
         except RecordError as error:
             assert self._raw is not None  # noqa: S101 - set for as long as a record is being decided
             self._dead_letter(self._raw, error)
             return NOTHING
 
-    def apply(self, changes: Mapping[str, Value | None]) -> None:
+    def apply(self, outcome: Outcome) -> None:
         """Put the decision's changes into the overlay."""
-        self._session.state.apply(changes)
+        self._session.state.apply(outcome.changes)
 
-    def publish(self, emits: Iterable[Emit]) -> None:
+    def publish(self, outcome: Outcome) -> None:
         """Add the decision's events to the transaction; their ids follow from the record in hand."""
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
         headers = [_CONTENT_TYPE]
         if record.traceparent is not None:
             headers.append((_TRACEPARENT, record.traceparent))
-        for emit in emits:
+        for emit in outcome.emits:
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
             partition = emit.partition
             if partition is None:
@@ -173,7 +173,7 @@ class Step:
         changelog = self._spec.topic(self._spec.declared.changelog)
         for key, value in session.state.changes.items():
             stored = None if value is None else session.codec.encode(value)
-            self._outputs.add(changelog, session.id.partition, key.encode(), stored, ())
+            self._outputs.add(changelog, session.id.partition, key.encode(), stored, [])
 
     def _add_journal(self) -> None:
         fold = self._session.id
@@ -192,7 +192,7 @@ class Step:
         event_id = derived_id(PLATFORM, f"{fold.transactional_id}/{runs[0].topic}/{runs[0].first}")
         value = self._encode(body, event_id, PLATFORM, None)
         journal = self._spec.topic(self._spec.declared.journal)
-        self._outputs.add(journal, fold.partition, fold.role.encode(), value, (_CONTENT_TYPE,))
+        self._outputs.add(journal, fold.partition, fold.role.encode(), value, [_CONTENT_TYPE])
 
     async def _abort(self, error: BaseException) -> None:
         session = self._session

@@ -122,6 +122,10 @@ class Consumer(stock.Consumer):
             runner.resume()
         log.info("folds assigned", app=self.app.conf.id, folds=sorted(partitions))
 
+    def open_folds(self) -> list[int]:
+        """Partition numbers of the folds that are ready for records."""
+        return [partition for partition, runner in self._runners.items() if runner.opened]
+
     def _partitions_of(self, assigned: Iterable[TP]) -> set[int]:
         """The fold numbers of an assignment; each must come with all of its inputs, or decisions would be split."""
         wanted = set(self.app.input_topics)

@@ -1,0 +1,111 @@
+"""The live broker against the declared topology: what is missing, what differs, and how to put it right."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+
+from settler_streams.errors import ConfigurationError, UnavailableError
+from settler_streams.topology import Declared
+
+ADMIN_DEADLINE_S = 30.0
+"""Longest wait for the broker in one administrative step; creating thirty topics takes about a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One way in which the broker departs from the declaration. ``repairable`` ones are put right by ``apply``."""
+
+    topic: str
+    what: str
+    declared: str
+    live: str
+    repairable: bool
+
+
+@asynccontextmanager
+async def admin(bootstrap_servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """An administrative client, closed at the end.
+
+    Raises:
+        UnavailableError: the broker did not answer.
+    """
+    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=int(ADMIN_DEADLINE_S * 1000))
+    try:
+        async with asyncio.timeout(ADMIN_DEADLINE_S):
+            await client.start()
+    except (KafkaError, TimeoutError, OSError) as error:
+        await client.close()
+        raise UnavailableError(f"Kafka at {bootstrap_servers} did not answer: {error!r}") from error
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def compare(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> list[Difference]:
+    """Every difference between the declaration and the broker; empty when they agree."""
+    live = {name for name in await client.list_topics() if not name.startswith("__")}
+    differences = [Difference(d.topic, "topic", "exists", "missing", True) for d in declared if d.topic not in live]
+    present = [d for d in declared if d.topic in live]
+    if not present:
+        return differences
+    described = {d["topic"]: d for d in await client.describe_topics([d.topic for d in present])}
+    for wanted in present:
+        count = len(described[wanted.topic]["partitions"])
+        if count != wanted.partitions:
+            # More partitions would move tenants to other folds; the state would stay behind.
+            differences.append(Difference(wanted.topic, "partitions", str(wanted.partitions), str(count), False))
+    for wanted, config in zip(present, await _configs(client, present), strict=True):
+        differences += [
+            Difference(wanted.topic, name, value, config.get(name, ""), True)
+            for name, value in wanted.config.items()
+            if config.get(name) != value
+        ]
+    return differences
+
+
+async def apply(client: AIOKafkaAdminClient, declared: Sequence[Declared], replication: int = 1) -> list[Difference]:
+    """Create what is missing and set what differs; returns what was done. Safe to run twice and from two processes.
+
+    Raises:
+        ConfigurationError: a topic has another partition count; that cannot be repaired without moving tenants.
+    """
+    differences = await compare(client, declared)
+    if stuck := [d for d in differences if not d.repairable]:
+        raise ConfigurationError(
+            "; ".join(f"{d.topic}: {d.what} is {d.live}, declared {d.declared}" for d in stuck)
+            + "; a partition count holds for the life of a deployment: choose another SETTLER_DEPLOYMENT"
+        )
+    missing = {d.topic for d in differences if d.what == "topic"}
+    new = [
+        NewTopic(d.topic, num_partitions=d.partitions, replication_factor=replication, topic_configs=d.config)
+        for d in declared
+        if d.topic in missing
+    ]
+    if new:
+        with contextlib.suppress(TopicAlreadyExistsError):  # another process was faster
+            await client.create_topics(new, timeout_ms=int(ADMIN_DEADLINE_S * 1000))
+    changed = {d.topic for d in differences if d.what != "topic"}
+    resources = [
+        ConfigResource(ConfigResourceType.TOPIC, d.topic, configs=d.config) for d in declared if d.topic in changed
+    ]
+    if resources:
+        await client.alter_configs(resources)
+    return differences
+
+
+async def _configs(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> list[dict[str, str]]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, d.topic) for d in declared]
+    by_topic: dict[str, dict[str, str]] = {}
+    for response in await client.describe_configs(resources):
+        for resource in response.resources:
+            by_topic[resource[3]] = {entry[0]: entry[1] for entry in resource[4]}
+    return [by_topic[d.topic] for d in declared]

@@ -1,0 +1,66 @@
+"""Time as records: the owner of a fold appends a clock tick to the fold's input every second.
+
+A fold's ``now`` moves only with the records it reads. The tick moves it while nothing else arrives, so that windows
+close, leases expire and delays end on idle partitions too, and at the same point of the log in every replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Iterable
+
+import aiokafka
+import structlog
+from aiokafka.errors import KafkaError
+
+from settler_streams.events import ClockTick, encode, envelope
+from settler_streams.ids import PLATFORM, uuid7
+
+log = structlog.get_logger(__name__)
+
+TICK_INTERVAL_S = 1.0
+TICK_DEADLINE_S = 10.0
+"""A tick that the broker has not taken by then is given up: the next one says more."""
+
+
+class Ticker:
+    """Appends ticks for the folds that ``open_folds`` names at that moment. Its own clock only paces it."""
+
+    def __init__(self, role: str, topic: str, bootstrap_servers: str, open_folds: Callable[[], Iterable[int]]) -> None:
+        self._role = role
+        self._topic = topic
+        self._bootstrap_servers = bootstrap_servers
+        self._open_folds = open_folds
+        self._sequence = 0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap_servers, client_id=f"{self._role}-ticker", linger_ms=0, acks="all"
+        )
+        await producer.start()
+        try:
+            while True:
+                await asyncio.sleep(TICK_INTERVAL_S)
+                await self._tick(producer)
+        finally:
+            await producer.stop()
+
+    async def _tick(self, producer: aiokafka.AIOKafkaProducer) -> None:
+        self._sequence += 1
+        value = self._encoded()
+        try:
+            async with asyncio.timeout(TICK_DEADLINE_S):
+                sent = [
+                    await producer.send(self._topic, value, partition=partition) for partition in self._open_folds()
+                ]
+                await asyncio.gather(*sent)
+        except (KafkaError, TimeoutError) as error:
+            log.warning("tick not appended", topic=self._topic, error=repr(error))
+
+    def _encoded(self) -> bytes:
+        now = dt.datetime.now(dt.UTC)
+        tick = ClockTick(role=self._role, sequence=self._sequence)
+        event_id = uuid7(int(now.timestamp() * 1000))
+        return encode(envelope(tick, event_id=event_id, source=f"/ticker/{self._role}", tenant=PLATFORM, time=now))
