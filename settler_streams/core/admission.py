@@ -6,19 +6,19 @@ One instance holds one partition's tenants. Its state, by key prefix:
 tenant   what is known of a tenant (from ``tenant-changes``)
 usage    what a tenant and its children have used: bucket, running jobs, this month's count, storage, domains
 job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
-seen     ids of requests and usage events already handled, within the window stated below
+seen     ids of requests and usage events already handled; see :mod:`settler_streams.core.dedup`
 flag     flag settings that gate job kinds
 =======  ==========================================================================================================
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from settler_streams.core import quotas
+from settler_streams.core.dedup import Seen, SeenWindow
 from settler_streams.core.flags import FlagSetting, FlagTable
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
 from settler_streams.core.quotas import Level, Limits, Refusal, Tenant, Usage
@@ -49,10 +49,6 @@ from settler_streams.events import (
 from settler_streams.ids import TenantId
 from settler_streams.tiers import Tiers
 
-SEEN_WINDOW_MS = 10 * 60_000
-"""How long an id is remembered: a producer's retries end long before."""
-SEEN_MAX = 200_000
-"""Ids remembered per partition at most, about 60 MB; beyond it the oldest are forgotten first."""
 CHAIN_DEPTH_MAX = 8
 """Levels from a tenant to its root; the tenant service allows no more."""
 JOB_KINDS = frozenset({"reconciliation", "reconciliation-preview"})
@@ -67,13 +63,6 @@ class Reservation(Value, frozen=True, array_like=True):
     tenant: TenantId
     chain: tuple[TenantId, ...]
     admitted_at_ms: int
-
-
-class Seen(Value, frozen=True, array_like=True):
-    """An id that has been handled, and whose it was."""
-
-    source: str
-    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +92,7 @@ class Admission:
         self._limits: dict[TenantId, tuple[int, Limits]] = {}
         self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
         self._open_jobs = sum(1 for key in state if key.startswith("job/"))
-        seen = [(v.at_ms, key) for key, v in state.items() if isinstance(v, Seen)]
-        self._seen: deque[tuple[int, str]] = deque(sorted(seen))
+        self._seen = SeenWindow(state)
         self._dirty: set[TenantId] = {TenantId(k[7:]) for k in state if k.startswith("tenant/")}
         self._month = (0, 0)
 
@@ -131,11 +119,9 @@ class Admission:
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event = record.event
         tenant = self._tenant_of(record)
-        seen_key = f"seen/{event.id}"
-        if (seen := value_of(self._state, seen_key, Seen)) is not None:
-            return self._repeated(record, seen)
-        changes: dict[str, Value | None] = self._forget(now_ms)
-        changes[seen_key] = self._remember(seen_key, event.source, now_ms)
+        if self._seen.repeated(record):
+            return NOTHING
+        changes = self._seen.remember(record, now_ms)
         refusal = self._gate(tenant, event.tenantid, request)
         signals: list[Emit] = []
         if tenant is not None and refusal is None:
@@ -232,11 +218,9 @@ class Admission:
         tenant = self._tenant_of(record)
         if tenant is None:
             raise RecordError("unknown-tenant", f"usage of the unknown tenant {record.event.tenantid}")
-        seen_key = f"seen/{record.event.id}"
-        if (seen := value_of(self._state, seen_key, Seen)) is not None:
-            return self._repeated(record, seen)
-        changes: dict[str, Value | None] = self._forget(now_ms)
-        changes[seen_key] = self._remember(seen_key, record.event.source, now_ms)
+        if self._seen.repeated(record):
+            return NOTHING
+        changes = self._seen.remember(record, now_ms)
         signals: list[Emit] = []
         for member in self._chain(record.event.tenantid, tenant):
             level = self._level(member, now_ms)
@@ -304,6 +288,7 @@ class Admission:
             flag.rollout_per_mille,
             flag.salt,
             flag.changed_at_ms,
+            flag.deleted,
         )
         self._flags.put(setting)
         return Outcome({f"flag/{flag.flag}/{tenant}/{flag.user_id or ''}": setting})
@@ -326,7 +311,7 @@ class Admission:
                 report = self._report(level, now_ms)
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
         self._dirty.clear()
-        return Outcome(self._forget(now_ms), tuple(emits))
+        return Outcome(self._seen.forget(now_ms), tuple(emits))
 
     def _report(self, level: Level, now_ms: int) -> TenantUsage:
         usage, limits = level.usage, level.limits
@@ -379,25 +364,6 @@ class Admission:
         if not self._month[0] <= now_ms < self._month[1]:
             self._month = quotas.month_bounds(now_ms)
         return self._month
-
-    def _repeated(self, record: Record, seen: Seen) -> Outcome:
-        if seen.source == record.event.source:
-            return NOTHING
-        raise RecordError(
-            "id-conflict", f"{record.event.source!r} uses the id {record.event.id}, which {seen.source!r} has used"
-        )
-
-    def _remember(self, key: str, source: str, now_ms: int) -> Seen:
-        self._seen.append((now_ms, key))
-        return Seen(source, now_ms)
-
-    def _forget(self, now_ms: int) -> dict[str, Value | None]:
-        """Ids whose window has passed, or that the bound pushes out."""
-        changes: dict[str, Value | None] = {}
-        seen = self._seen
-        while seen and (seen[0][0] <= now_ms - SEEN_WINDOW_MS or len(seen) > SEEN_MAX):
-            changes[seen.popleft()[1]] = None
-        return changes
 
 
 def _decision(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:

@@ -31,6 +31,7 @@ class FlagSetting(Value, frozen=True, array_like=True):
     rollout_per_mille: int
     salt: str
     changed_at_ms: int = 0
+    deleted: bool = False
 
 
 class FlagReason(enum.StrEnum):
@@ -77,10 +78,6 @@ class FlagTable:
         if current is None or setting.version >= current.version:
             self._settings[key] = setting
 
-    def remove(self, flag: str, tenant: TenantId, user_id: str | None) -> None:
-        """Forget a deleted setting."""
-        self._settings.pop((flag, tenant, user_id), None)
-
     def get(self, flag: str, tenant: TenantId, user_id: str | None) -> FlagSetting | None:
         """The setting of exactly this scope."""
         return self._settings.get((flag, tenant, user_id))
@@ -94,7 +91,7 @@ class FlagTable:
         scopes: list[tuple[TenantId, str | None]] = [(tenant, None) for tenant in (*chain, PLATFORM)]
         if user_id is not None:
             scopes.insert(0, (chain[0], user_id))
-        found = [s for scope in scopes if (s := self._settings.get((flag, *scope))) is not None]
+        found = [s for scope in scopes if (s := self._settings.get((flag, *scope))) is not None and not s.deleted]
         for setting in found:
             if setting.killed:
                 return Evaluation(False, FlagReason.KILLED, setting.version)

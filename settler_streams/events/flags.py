@@ -51,5 +51,6 @@ class FlagState(Part):
     user_id: Uuid | None = None
     enabled: bool = True
     killed: bool = False
+    deleted: bool = False
     rollout_per_mille: PerMille = 1000
     salt: Text = ""

@@ -1,0 +1,124 @@
+"""Flag commands: each accepted command becomes one change in the log, and the new state of one setting.
+
+A tenant's setting is known in its tenant's partition; a global one is sent to every partition, in the same transaction.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from settler_streams.core.dedup import Seen, SeenWindow
+from settler_streams.core.flags import FlagSetting
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.errors import RecordError
+from settler_streams.events import FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState
+from settler_streams.ids import PLATFORM
+
+GLOBAL_KEY = "*"
+"""Key of commands and changes that concern every tenant."""
+
+
+class FlagCommands:
+    """The flags fold of one partition; the only writer of flag changes and flag state."""
+
+    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "flag": FlagSetting, "seen": Seen}
+
+    def __init__(self, state: State, partitions: int) -> None:
+        self._state = state
+        self._partitions = partitions
+        self._seen = SeenWindow(state)
+
+    def decide(self, record: Record, now_ms: int) -> Outcome:
+        """Accept one command; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        command = record.event.data
+        if not isinstance(command, FlagCommand):
+            raise RecordError("misplaced", f"the flags fold has no use for {record.event.type}")
+        _check_scope(record, command)
+        if self._seen.repeated(record):
+            return NOTHING
+        tenant = record.event.tenantid
+        key = f"flag/{command.flag}/{tenant}/{command.user_id or ''}"
+        current = value_of(self._state, key, FlagSetting)
+        setting = _next_setting(command, current, record, now_ms)
+        changes = self._seen.remember(record, now_ms)
+        changes[key] = setting
+        emits = [Emit("flag-changes", _change(command, setting), tenant, record.key, "changed", command.flag)]
+        state = _state(command, setting)
+        state_key = f"{command.flag}|{tenant}|{command.user_id or ''}"
+        everywhere = range(self._partitions) if command.scope is FlagScope.GLOBAL else (record.partition,)
+        emits += [
+            Emit("flag-state", state, tenant, state_key, f"state/{partition}", command.flag, partition=partition)
+            for partition in everywhere
+        ]
+        return Outcome(changes, tuple(emits))
+
+
+def _check_scope(record: Record, command: FlagCommand) -> None:
+    is_global = record.event.tenantid == PLATFORM
+    if (command.scope is FlagScope.GLOBAL) != is_global or (record.key == GLOBAL_KEY) != is_global:
+        raise RecordError("flag-scope", "a global flag belongs to the platform and has the key *; no other flag does")
+    if (command.scope is FlagScope.USER) != (command.user_id is not None):
+        raise RecordError("flag-scope", "the scope `user`, and no other, names a user")
+
+
+def _next_setting(command: FlagCommand, current: FlagSetting | None, record: Record, now_ms: int) -> FlagSetting:
+    """The setting after ``command``. A kill keeps the rest of the setting, so that reviving restores it."""
+    version = (current.version if current else 0) + 1
+    if command.action in (FlagAction.KILL, FlagAction.REVIVE):
+        base = current or _new_setting(command, record, version, now_ms)
+        killed = command.action is FlagAction.KILL
+        return msgspec.structs.replace(base, version=version, killed=killed, changed_at_ms=now_ms)
+    setting = _new_setting(command, record, version, now_ms)
+    killed = current.killed if current and command.action is FlagAction.SET else False
+    return msgspec.structs.replace(setting, killed=killed)
+
+
+def _new_setting(command: FlagCommand, record: Record, version: int, now_ms: int) -> FlagSetting:
+    return FlagSetting(
+        command.flag,
+        command.scope,
+        record.event.tenantid,
+        command.user_id,
+        version,
+        command.enabled,
+        False,
+        command.rollout_per_mille,
+        command.salt,
+        now_ms,
+        command.action is FlagAction.DELETE,
+    )
+
+
+def _change(command: FlagCommand, setting: FlagSetting) -> FlagChanged:
+    return FlagChanged(
+        flag=command.flag,
+        scope=command.scope,
+        action=command.action,
+        actor=command.actor,
+        version=setting.version,
+        changed_at_ms=setting.changed_at_ms,
+        user_id=command.user_id,
+        enabled=setting.enabled,
+        killed=setting.killed,
+        deleted=setting.deleted,
+        rollout_per_mille=setting.rollout_per_mille,
+        salt=setting.salt,
+        reason=command.reason,
+    )
+
+
+def _state(command: FlagCommand, setting: FlagSetting) -> FlagState:
+    return FlagState(
+        flag=command.flag,
+        scope=command.scope,
+        version=setting.version,
+        changed_at_ms=setting.changed_at_ms,
+        user_id=command.user_id,
+        enabled=setting.enabled,
+        killed=setting.killed,
+        deleted=setting.deleted,
+        rollout_per_mille=setting.rollout_per_mille,
+        salt=setting.salt,
+    )
