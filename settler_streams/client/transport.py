@@ -1,0 +1,80 @@
+"""What a client needs of a transport. Kafka and HTTP both offer it; a client does not know which one it has."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from settler_streams.events import (
+    FlagCommand,
+    JobCancelRequested,
+    JobDecided,
+    JobFinished,
+    JobRequested,
+    UsageRecorded,
+)
+from settler_streams.ids import JobId, TenantId
+
+Start: TypeAlias = Literal["now", "beginning"] | dt.datetime
+"""Where a subscription begins: with what comes next, with the oldest kept result, or at a time (UTC, aware)."""
+
+Command: TypeAlias = JobCancelRequested | UsageRecorded | FlagCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf a client acts. ``root`` is the tenant itself unless it has a parent."""
+
+    tenant: TenantId
+    root: TenantId
+
+
+class Transport(Protocol):
+    """One connection to the platform, shared by the clients of any number of tenants."""
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            UnavailableError: the platform did not answer in time.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Deliver what was accepted, then disconnect. Bounded."""
+        ...
+
+    async def submit(self, caller: Caller, job_id: JobId, request: JobRequested) -> None:
+        """Hand over a job request; returns when the platform has stored it.
+
+        Raises:
+            InvalidRequestError: the request is too large or breaks the schema.
+            UnavailableError: it is unknown whether it was stored; submitting the same ``job_id`` again is safe.
+        """
+        ...
+
+    async def send(self, caller: Caller, command: Command) -> None:
+        """Hand over anything but a job request; returns when the platform has stored it."""
+        ...
+
+    async def decision(self, caller: Caller, job_id: JobId, timeout_s: float) -> JobDecided:
+        """Admission's decision on a job.
+
+        Raises:
+            UnavailableError: there is none yet after ``timeout_s``.
+        """
+        ...
+
+    async def result(self, caller: Caller, job_id: JobId, timeout_s: float) -> JobFinished:
+        """The result of an admitted job.
+
+        Raises:
+            UnavailableError: there is none yet after ``timeout_s``.
+        """
+        ...
+
+    def results(self, caller: Caller, start: Start) -> AsyncIterator[JobFinished]:
+        """The tenant's results in the order of the log, without end."""
+        ...
