@@ -10,6 +10,8 @@ import asyncpg
 import redis
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from settler_streams.dev.stack.process import accepts
 
@@ -37,14 +39,19 @@ def postgres_answers(host: str, port: int, user: str, password: str) -> bool:
 
 
 def valkey_answers(host: str, port: int, password: str) -> bool:
-    """Whether the server replies to an authenticated PING."""
-    client = redis.Redis(host=host, port=port, password=password, socket_timeout=ANSWER_S_MAX)
+    """Whether the server replies to an authenticated PING.
+
+    Raises:
+        redis.AuthenticationError: the server is up, and the password is wrong.
+    """
+    once = Retry(NoBackoff(), 0)
+    client = redis.Redis(host=host, port=port, password=password, socket_timeout=ANSWER_S_MAX, retry=once)
     try:
         return bool(client.ping())
-    except redis.ConnectionError as error:
-        if isinstance(error, redis.AuthenticationError):
-            raise
-        return False  # not listening yet, or loading
+    except redis.AuthenticationError:
+        raise
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False  # not listening yet, loading, or hanging
     finally:
         client.close()
 
