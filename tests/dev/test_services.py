@@ -62,7 +62,7 @@ def test_postgres_keeps_its_data_and_address_through_a_kill(database: str, postg
 def test_valkey_asks_for_the_password_and_survives_stop_and_pause(services: Services, valkey: Service) -> None:
     settings = services.settings
     with pytest.raises(redis.AuthenticationError):
-        redis.Redis(host=settings.redis_host, port=settings.redis_port).ping()
+        redis.Redis(host=settings.redis_host, port=settings.redis_port, retry=Retry(NoBackoff(), 0)).ping()
     client = redis.Redis.from_url(settings.redis_url(), socket_timeout=0.3, retry=Retry(NoBackoff(), 0))
     valkey.pause()
     with pytest.raises(redis.TimeoutError):
