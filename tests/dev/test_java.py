@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -89,3 +90,16 @@ def test_the_recorded_archive_is_used_by_the_next_run(tmp_path: Path) -> None:
     assert option.startswith(f"-XX:AOTCache={tmp_path}/cache/kafka-")
     runtime.keep_archive(recording)  # a run that recorded nothing changes nothing
     assert runtime.archive_options(recording) == [option]
+
+
+def test_archives_that_were_not_used_for_longest_are_removed(tmp_path: Path) -> None:
+    runtime, recording = jvm.Runtime(tmp_path / "cache"), tmp_path / "recording.aot"
+    runtime.archive_options(recording)
+    for age in range(5):
+        old = tmp_path / "cache" / f"kafka-4.0.0-{age}.aot"
+        old.write_bytes(b"old")
+        os.utime(old, (1000 - age, 1000 - age))
+    recording.write_bytes(b"archive")
+    runtime.keep_archive(recording)
+    left = {path.name for path in (tmp_path / "cache").glob("*.aot")}
+    assert left == {"kafka-4.0.0-0.aot", "kafka-4.0.0-1.aot", runtime._archive().name}
