@@ -26,6 +26,9 @@ _ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple
 DOWNLOADS_AT_ONCE = 8
 """Forty-six small files: the wait is for round trips, and a repository does not mind eight."""
 
+ARCHIVES_MAX = 3
+"""One for each virtual environment in use, 67 MB apiece; more checkouts than these record anew now and then."""
+
 RESOLVE_S_MAX = 600.0
 """How long to wait for another process that downloads the same 45 MB."""
 
@@ -72,7 +75,10 @@ class Runtime:
         """JVM options that use the start-up archive, or record one to ``recording`` while there is none."""
         recording.unlink(missing_ok=True)
         archive = self._archive()
-        return [f"-XX:AOTCache={archive}"] if archive.exists() else [f"-XX:AOTCacheOutput={recording}"]
+        if not archive.exists():
+            return [f"-XX:AOTCacheOutput={recording}"]
+        archive.touch()  # the time of its last use, by which old ones are removed
+        return [f"-XX:AOTCache={archive}"]
 
     def keep_archive(self, recording: Path) -> None:
         """Put what a run has recorded into the cache, once that run has ended in order."""
@@ -82,6 +88,9 @@ class Runtime:
         near = archive.with_name(archive.name + f".{recording.stat().st_ino}.new")
         shutil.move(recording, near)
         near.replace(archive)
+        by_use = sorted(self.cache.glob("kafka-*.aot"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for stale in by_use[ARCHIVES_MAX:]:
+            stale.unlink(missing_ok=True)
 
     def _archive(self) -> Path:
         """An archive fits one runtime and one class path; the JVM checks that too, and starts without it if not."""

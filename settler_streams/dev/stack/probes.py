@@ -10,6 +10,8 @@ import asyncpg
 import redis
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from settler_streams.dev.stack.process import accepts
 
@@ -22,39 +24,41 @@ ANSWER_S_MAX = 5.0
 """One answer of a service that is up takes milliseconds; a JVM that has just started may pause for a second or two."""
 
 
-def kafka_answers(host: str, port: int) -> bool:
-    """Whether the broker is registered in its own metadata, so that topics can be created on it."""
-    return accepts(host, port) and apart(lambda: _kafka_answers(f"{host}:{port}"))
+def kafka_answers(host: str, port: int, cluster_id: str | None = None) -> bool:
+    """Whether the broker is registered in its own metadata, so that topics can be created on it.
+
+    Another cluster that has taken the port does not count, if ``cluster_id`` is given.
+    """
+    return accepts(host, port) and apart(lambda: _kafka_answers(f"{host}:{port}", cluster_id))
 
 
 def postgres_answers(host: str, port: int, user: str, password: str) -> bool:
-    """Whether the password opens a session that runs a statement; False while the server starts.
+    """Whether the password opens a session that runs a statement.
 
-    Raises:
-        asyncpg.InvalidPasswordError: the server is up, and the password is wrong.
+    False while the server starts, and where some other server has the port, which is why it refuses the password.
     """
     return accepts(host, port) and apart(lambda: _postgres_answers(host, port, user, password))
 
 
 def valkey_answers(host: str, port: int, password: str) -> bool:
-    """Whether the server replies to an authenticated PING."""
-    client = redis.Redis(host=host, port=port, password=password, socket_timeout=ANSWER_S_MAX)
+    """Whether the server replies to an authenticated PING; some other server that has the port does not."""
+    once = Retry(NoBackoff(), 0)
+    client = redis.Redis(host=host, port=port, password=password, socket_timeout=ANSWER_S_MAX, retry=once)
     try:
         return bool(client.ping())
-    except redis.ConnectionError as error:
-        if isinstance(error, redis.AuthenticationError):
-            raise
-        return False  # not listening yet, or loading
+    except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
+        return False  # not listening yet, loading, hanging, or not ours
     finally:
         client.close()
 
 
-async def _kafka_answers(bootstrap: str) -> bool:
+async def _kafka_answers(bootstrap: str, cluster_id: str | None) -> bool:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(ANSWER_S_MAX * 1000))
     try:
         async with asyncio.timeout(ANSWER_S_MAX):
             await admin.start()
-            return bool((await admin.describe_cluster())["brokers"])
+            cluster = await admin.describe_cluster()
+            return bool(cluster["brokers"]) and cluster_id in (None, cluster["cluster_id"])
     except (KafkaError, TimeoutError):
         return False
     finally:
@@ -66,7 +70,7 @@ async def _postgres_answers(host: str, port: int, user: str, password: str) -> b
         connection = await asyncpg.connect(
             host=host, port=port, user=user, password=password, database="postgres", timeout=ANSWER_S_MAX
         )
-    except (asyncpg.CannotConnectNowError, OSError, TimeoutError):
+    except (asyncpg.CannotConnectNowError, asyncpg.InvalidPasswordError, OSError, TimeoutError):
         return False
     try:
         return bool(await connection.fetchval("SELECT 1", timeout=ANSWER_S_MAX) == 1)

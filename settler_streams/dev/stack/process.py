@@ -45,13 +45,13 @@ class ProcessRef(msgspec.Struct, frozen=True):
     started_s: float
 
     def find(self) -> psutil.Process | None:
-        """The process while it lives; None once it has ended, is a zombie, or its pid belongs to another."""
+        """The process while it lives; None once it has ended, or when its pid belongs to another."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_s) <= START_TIME_SLACK_S
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
+        return process if same and lives(process) else None
 
 
 class ChildProcess:
@@ -122,9 +122,9 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process lives; a zombie does not. Reaps a child that has ended."""
-        if self._popen is not None and self._popen.poll() is not None:
-            return False
+        """Whether the process lives, and so may hold its port and its files. Reaps a child that has ended."""
+        if self._popen is not None:
+            return self._popen.poll() is None
         return self.ref is not None and self.ref.find() is not None
 
     def wait_until(self, ready: Callable[[], bool], *, deadline_s: float) -> None:
@@ -134,9 +134,11 @@ class ChildProcess:
             UnavailableError: the process ended first, or the deadline passed; the message quotes the log's end.
         """
         end_s = time.monotonic() + deadline_s
-        while not ready():
+        while True:
             if not self.running:
                 raise UnavailableError(f"{self.name} ended before it was ready; its log ends:\n{self.log_tail()}")
+            if ready():
+                return
             if time.monotonic() >= end_s:
                 raise UnavailableError(
                     f"{self.name} not ready after {deadline_s:g} s; its log ends:\n{self.log_tail()}"
@@ -159,6 +161,7 @@ class ChildProcess:
             UnavailableError: even SIGKILL did not end it within ten seconds.
         """
         self.send(signum)
+        self.send(signal.SIGCONT)  # a stopped process would not see the other one
         if self._ended_within(deadline_s):
             return True
         self.kill()
@@ -213,7 +216,7 @@ def processes_of(executable: Path, cwd: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             runs_here = Path(process.exe()) == program and Path(process.cwd()) == folder
-            if runs_here and process.status() != psutil.STATUS_ZOMBIE:
+            if runs_here and lives(process):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # ended meanwhile, or another user's: not ours either way
@@ -234,7 +237,7 @@ def end_all(processes: Iterable[psutil.Process], *, deadline_s: float) -> None:
             except psutil.NoSuchProcess:
                 continue
         end_s = time.monotonic() + patience_s
-        while alive := [process for process in alive if _lives(process)]:
+        while alive := [process for process in alive if lives(process)]:
             if time.monotonic() >= end_s:
                 break
             time.sleep(POLL_S)
@@ -242,8 +245,9 @@ def end_all(processes: Iterable[psutil.Process], *, deadline_s: float) -> None:
         raise UnavailableError(f"processes survived SIGKILL: {[process.pid for process in alive]}")
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Whether any thread of the process still runs: the first may be a zombie while others still hold its sockets."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.NoSuchProcess:
         return False
