@@ -12,12 +12,15 @@ so an exact pair is found before any triple is looked at. A payment whose halves
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations
 from math import comb
+from typing import TYPE_CHECKING
 
-from settler_streams.core.matching.rules import Row
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from settler_streams.core.matching.rules import Row
 
 HALF_SUBSETS_MAX = 4096
 """Subsets per half: 24 candidates in groups of up to 8, 180 in pairs; about 10 ms of work for one payment."""
@@ -54,6 +57,7 @@ def settle(
     undecided_left: list[int] = []
     undecided_right: set[int] = set()
     steps = 0
+    exhausted = False
     for payment in sorted(left, key=lambda row: (row.day, row.number)):
         first = bisect_left(days, payment.day - date_window_days)
         last = bisect_right(days, payment.day + date_window_days)
@@ -61,13 +65,14 @@ def settle(
         if last - first < 2:
             continue
         if steps + last - first > steps_max:
+            exhausted = True
             undecided_left.append(payment.number)
             continue
         steps += last - first
         candidates = _plausible(payment, open_rows[first:last], amount_tolerance_minor)
         search = _SubsetSum(payment.amount_minor, candidates, amount_tolerance_minor)
         chosen = search.best(group_size_max)
-        steps += search.steps
+        steps += search.steps + search.subsets
         if search.cut_short:
             undecided_left.append(payment.number)
             undecided_right.update(row.number for row in candidates)
@@ -77,14 +82,16 @@ def settle(
             kept = [row for row in open_rows[first:last] if row.number not in taken]
             open_rows[first:last] = kept
             days[first:last] = [row.day for row in kept]
-    still_open = undecided_right.intersection(row.number for row in open_rows)
-    return Settlement(groups, undecided_left, sorted(still_open), steps)
+    undecided = sorted(row.number for row in open_rows if exhausted or row.number in undecided_right)
+    return Settlement(groups, undecided_left, undecided, steps)
 
 
 def _plausible(payment: Row, rows: Sequence[Row], tolerance: int) -> list[Row]:
-    """The rows that could be part of the sum, by number. Without negative rows, none may exceed the payment."""
+    """The rows that could be part of the sum, by number. When all have one sign, none may exceed the payment."""
     if all(row.amount_minor >= 0 for row in rows):
         rows = [row for row in rows if row.amount_minor <= payment.amount_minor + tolerance]
+    elif all(row.amount_minor <= 0 for row in rows):
+        rows = [row for row in rows if row.amount_minor >= payment.amount_minor - tolerance]
     return sorted(rows)
 
 
@@ -102,6 +109,11 @@ class _SubsetSum:
     def __post_init__(self) -> None:
         middle = (len(self.candidates) + 1) // 2
         self._halves = _Half(self.candidates[:middle]), _Half(self.candidates[middle:])
+
+    @property
+    def subsets(self) -> int:
+        """How many subsets have been summed."""
+        return self._halves[0].subsets + self._halves[1].subsets
 
     def best(self, size_max: int) -> tuple[int, ...] | None:
         amounts = sorted(row.amount_minor for row in self.candidates)
@@ -130,7 +142,7 @@ class _SubsetSum:
             sums = front.sums(front_size)
             rest = back.sums(size - front_size)
             order = back.order(size - front_size)
-            self.steps += len(sums) + len(order)
+            self.steps += len(sums)
             for total, numbers in sums.items():
                 wanted = self.target - total
                 at = bisect_left(order, wanted)
@@ -149,6 +161,7 @@ class _Half:
 
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
+        self.subsets = 0
         self._sums: dict[int, dict[int, tuple[int, ...]]] = {}
         self._order: dict[int, list[int]] = {}
 
@@ -158,6 +171,7 @@ class _Half:
             layer: dict[int, tuple[int, ...]] = {}
             for subset in combinations(self.rows, size):
                 layer.setdefault(sum(row.amount_minor for row in subset), tuple(row.number for row in subset))
+            self.subsets += comb(len(self.rows), size)
             self._sums[size] = layer
             self._order[size] = sorted(layer)
         return self._sums[size]

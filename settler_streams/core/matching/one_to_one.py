@@ -14,10 +14,13 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from settler_streams.core.matching.rules import Row
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from settler_streams.core.matching.rules import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,167 @@
+"""Record sets as they come: a file in one of three formats, or rows inside the job, read into text columns.
+
+Every format ends in the same raw table, all columns text, so that one parser decides what an amount or a date is:
+
+=========== =============================================================================
+``row``      position in the set, from 1
+``id`` …     ``id``, ``amount`` or ``amount_minor``, ``currency``, ``date`` and the match keys
+``_defect``  why the row could not even be read, else null
+=========== =============================================================================
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence  # noqa: TC003 (msgspec reads the annotations)
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import polars as pl
+
+from settler_streams.errors import InvalidRequestError
+from settler_streams.reconciliation.tenant_files import read_tenant_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from settler_streams.ids import TenantId
+
+Format = Literal["csv", "jsonl", "parquet"]
+
+ROWS_MAX = 1_000_000
+"""Rows of one side: ten times the size that is held to 5 s and 1 GiB."""
+
+_REQUIRED = ("id", "currency", "date")
+_AMOUNTS = ("amount", "amount_minor")
+
+
+class FileSource(msgspec.Struct, frozen=True, tag="file", forbid_unknown_fields=True):
+    """A file below the tenant's directory; ``path`` is relative to it."""
+
+    path: str
+    format: Format
+
+
+class InlineSource(msgspec.Struct, frozen=True, tag="inline", forbid_unknown_fields=True):
+    """Rows inside the job: JSON objects with the columns of a record set."""
+
+    rows: Sequence[Mapping[str, Any]]
+
+
+Source = FileSource | InlineSource
+
+
+def read_source(source: Source, keys: Sequence[str], *, tenant: TenantId, record_sets_dir: Path) -> pl.DataFrame:
+    """The raw table of a record set.
+
+    Raises:
+        InvalidRequestError: the path leaves the tenant's directory, the file cannot be parsed at all, a column is
+            missing or of a type that cannot be exact, or there are more than ``ROWS_MAX`` rows.
+    """
+    if isinstance(source, InlineSource):
+        return _from_objects(((row, None) for row in source.rows), len(source.rows), keys)
+    content = read_tenant_file(tenant, record_sets_dir, source.path)
+    try:
+        if source.format == "jsonl":
+            lines = [line for line in content.split(b"\n") if line.strip()]
+            return _from_objects(map(_json_object, lines), len(lines), keys)
+        table = _read_csv(content) if source.format == "csv" else _read_parquet(content, keys)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        raise InvalidRequestError(f"{source.path!r} is not a readable {source.format} file: {error}") from error
+    _check_rows(table.height)
+    return _text_columns(table, keys)
+
+
+def _read_csv(content: bytes) -> pl.DataFrame:
+    # Everything stays text: inference would turn amounts into floats and "007" into 7.
+    table = pl.read_csv(io.BytesIO(content), infer_schema=False)
+    header = next(iter(content.splitlines()), b"")
+    if any("_duplicated_" in column and column.encode() not in header for column in table.columns):
+        raise ValueError("a column name occurs twice")
+    return table
+
+
+def _read_parquet(content: bytes, keys: Sequence[str]) -> pl.DataFrame:
+    scan = pl.scan_parquet(io.BytesIO(content))
+    # The number of rows is in the footer; it bounds what a small, highly compressed file can unfold to.
+    _check_rows(scan.select(pl.len()).collect().item())
+    wanted = {*_REQUIRED, *_AMOUNTS, *keys}
+    return scan.select([name for name in scan.collect_schema().names() if name in wanted]).collect()
+
+
+def _text_columns(table: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    columns = _columns(table.columns, keys)
+    return table.select(
+        pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).alias("row"),
+        *(_as_text(name, table.schema[name]) for name in columns),
+        pl.lit(None, dtype=pl.String).alias("_defect"),
+    )
+
+
+def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
+    """A column as text, only from types whose text is exact."""
+    exact = kind.is_integer() or kind.is_decimal() or isinstance(kind, pl.String | pl.Date | pl.Categorical | pl.Null)
+    if not exact:
+        raise InvalidRequestError(f"column {name!r} has type {kind}; give text, an integer or a decimal")
+    return pl.col(name).cast(pl.String)
+
+
+def _columns(present: Iterable[str], keys: Sequence[str]) -> list[str]:
+    have = set(present)
+    missing = [name for name in (*_REQUIRED, *keys) if name not in have]
+    if missing:
+        raise InvalidRequestError(f"missing columns: {', '.join(missing)}")
+    amounts = [name for name in _AMOUNTS if name in have]
+    if len(amounts) != 1:
+        raise InvalidRequestError("give one of the columns amount and amount_minor")
+    return [*_REQUIRED, *amounts, *keys]
+
+
+class _InexactNumber(str):
+    """The text of a JSON number that is not an integer; kept apart so that it never becomes an amount."""
+
+    __slots__ = ()
+
+
+_JSON = msgspec.json.Decoder(dict[str, Any], float_hook=_InexactNumber)
+
+
+def _json_object(line: bytes) -> tuple[Mapping[str, Any], str | None]:
+    try:
+        return _JSON.decode(line), None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return {}, f"not a JSON object: {error}"
+
+
+def _from_objects(
+    objects: Iterable[tuple[Mapping[str, Any], str | None]], count: int, keys: Sequence[str]
+) -> pl.DataFrame:
+    """Objects may differ in their fields, so a field that is missing makes its row invalid, not the set."""
+    _check_rows(count)
+    names = (*_REQUIRED, *_AMOUNTS, *keys)
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
+    defects: list[str | None] = []
+    for fields, unreadable in objects:
+        defect = unreadable
+        for name in names:
+            value = fields.get(name)
+            if value is not None and type(value) is not str:
+                if type(value) is int:
+                    value = str(value)
+                else:
+                    defect = defect or f"{name}: give text or an integer"
+                    value = None
+            columns[name].append(value)
+        defects.append(defect)
+    table = pl.DataFrame({name: pl.Series(values, dtype=pl.String) for name, values in columns.items()})
+    return table.select(
+        pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).alias("row"),
+        *names,
+        pl.Series("_defect", defects, dtype=pl.String),
+    )
+
+
+def _check_rows(count: int) -> None:
+    if count > ROWS_MAX:
+        raise InvalidRequestError(f"the record set has {count} rows; at most {ROWS_MAX} are accepted")
