@@ -66,8 +66,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     row of a currency is comparable.
 
     Amounts of different currencies are never compared: no exchange rate is known here. ``currency_must_match=False``
-    therefore lets rows that found no partner in their own currency match across currencies by keys and dates alone,
-    as kind ``cross_currency`` without a difference; that needs at least one key.
+    therefore does one thing only: when, after all other matching, exactly one row is left on each side with the same
+    keys, and their currencies differ, the two match by keys and dates alone, as kind ``cross_currency`` without a
+    difference. That needs at least one key.
 
     ``one_to_many`` first matches one to one, then lets one left row settle 2 to ``group_size_max`` right rows.
 
