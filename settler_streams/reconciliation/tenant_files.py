@@ -47,9 +47,10 @@ def read_tenant_file(tenant: TenantId, record_sets_dir: Path, path: str, *, byte
         descriptor = _open_below(root, resolved.relative_to(root))
     except (OSError, ValueError) as error:
         raise InvalidRequestError(f"path {path!r} cannot be opened in the tenant's directory") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidRequestError(f"path {path!r} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidRequestError(f"path {path!r} is not a regular file")
         # Reads one byte more than allowed rather than trusting a size that can change.
         content = file.read(bytes_max + 1)
     if len(content) > bytes_max:
