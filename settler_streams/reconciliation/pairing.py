@@ -99,7 +99,10 @@ def find_matches(left: RecordSet, right: RecordSet, rules: Rules, checkpoint: Ca
 def _group(left: pl.DataFrame, right: pl.DataFrame, on: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     # Null equals nothing in a join, so a row with an empty key is in no group.
     groups = left.select(on).unique().join(right.select(on).unique(), on=on).with_row_index("gid")
-    return tuple(side.join(groups, on=on, how="left", maintain_order="left") for side in (left, right))  # type: ignore[return-value]
+    return (
+        left.join(groups, on=on, how="left", maintain_order="left"),
+        right.join(groups, on=on, how="left", maintain_order="left"),
+    )
 
 
 def _same_day_pairs(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:

@@ -177,10 +177,11 @@ def test_parquet_keeps_exact_types_and_refuses_floats(tmp_path: Path) -> None:
 
 def test_a_json_line_that_is_no_object_is_one_invalid_row(tmp_path: Path) -> None:
     good = b'{"id":"a","amount_minor":7,"currency":"EUR","date":"2026-01-31","reference":"r"}'
-    broken = [b'{"id":', b"[1]", b'{"id":"\xff"}', b'{"id":"x","amount":0.1}']
+    long = b'{"id":"' + b"x" * 70_000 + b'"}'
+    broken = [b'{"id":', b"[1]", b'{"id":"\xff"}', b'{"id":"x","amount":0.1}', b"null", long]
     parsed = parse(file(tmp_path, "s.jsonl", b"\n".join([good, *broken, b""])), tmp_path)
     assert parsed.rows["amount"].to_list() == [7]
-    assert parsed.invalid["row"].to_list() == [2, 3, 4, 5]
+    assert parsed.invalid["row"].to_list() == [2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -219,5 +220,5 @@ def test_too_many_rows_are_refused_in_every_format(tmp_path: Path, monkeypatch: 
     given_sources: list[Source] = [InlineSource(rows)]
     given_sources += [FileSource(f"s.{kind}", kind) for kind in ("csv", "jsonl", "parquet")]  # type: ignore[arg-type]
     for source in given_sources:
-        with pytest.raises(InvalidRequestError, match="at most 2"):
+        with pytest.raises(InvalidRequestError, match="more than 2 rows"):
             parse(source, tmp_path)
