@@ -110,8 +110,12 @@ class TenantConnectionPool:
         with translated():
             connection = await self._acquire(pool)
             try:
-                async with connection.transaction(readonly=read_only):
+                async with _transaction_of(connection, read_only=read_only):
                     yield connection
+            except asyncpg.InterfaceError as error:
+                if _is_lost(connection):
+                    raise UnavailableError(f"the connection to PostgreSQL was lost: {error}") from error
+                raise
             finally:
                 await pool.release(connection)
 
@@ -124,6 +128,28 @@ class TenantConnectionPool:
         finally:
             if self._on_wait is not None:
                 self._on_wait(time.monotonic() - started)
+
+
+@contextlib.asynccontextmanager
+async def _transaction_of(connection: Transaction, *, read_only: bool) -> AsyncIterator[None]:
+    """As asyncpg's own context manager, which on a lost connection replaces the body's exception (even a
+    cancellation) with one that says only that the connection is closed."""
+    transaction = connection.transaction(readonly=read_only)
+    await transaction.start()
+    try:
+        yield
+    except BaseException:
+        if not _is_lost(connection):
+            await transaction.rollback()
+        raise
+    await transaction.commit()
+
+
+def _is_lost(connection: Transaction) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has already taken the broken connection back
+        return True
 
 
 async def _open_pool(settings: Settings, host: str) -> Pool:
@@ -140,7 +166,7 @@ async def _open_pool(settings: Settings, host: str) -> Pool:
             command_timeout=_STATEMENT_S_MAX,
             statement_cache_size=settings.db_statement_cache_size,
             init=_refuse_privileged_login,
-            reset=_refuse_leftover_context,
+            reset=_refuse_leftovers,
         )
 
 
@@ -161,11 +187,14 @@ async def _refuse_privileged_login(connection: Connection) -> None:
             )
 
 
-async def _refuse_leftover_context(connection: Connection) -> None:
-    """Reset a returned connection, unless it kept a context beyond its transaction: then close it."""
-    leftover = await TenantContext.read(connection)
-    if leftover is not None:
-        _log.error("connection closed: it kept a tenant's context after its transaction", tenant_id=leftover)
+async def _refuse_leftovers(connection: Connection) -> None:
+    """Reset a returned connection; close it if it kept a context or a role beyond its transaction.
+
+    RESET ALL alone would hide the first, which is an error of whoever set it, and does not undo the second.
+    """
+    kept = await connection.fetchval(queries.READ_LEFTOVERS)
+    if kept:
+        _log.error("connection closed: it kept state of its last transaction", kept=kept)
         connection.terminate()
         return
     await connection.execute(connection.get_reset_query())

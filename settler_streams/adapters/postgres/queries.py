@@ -8,6 +8,10 @@ from typing import Final
 
 SET_CONTEXT: Final = "SELECT set_config('app.tenant_id', $1, true)"
 READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
+READ_LEFTOVERS: Final = """
+SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true), ''),
+                 'role ' || NULLIF(current_user, session_user))
+"""
 BECOME_RELAY: Final = "SET LOCAL ROLE settler_relay"
 
 LOGIN_PRIVILEGES: Final = """

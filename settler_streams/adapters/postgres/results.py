@@ -91,7 +91,8 @@ async def write_results(
 
     Raises:
         RecordError: Postgres refuses a row (U+0000, a report that does not balance); nothing was changed.
-        InvalidRequestError: a chunk is too large or its columns differ in length; nothing was changed.
+        InvalidRequestError: a chunk is too large, its columns differ in length, or a value is a float; nothing
+            was changed.
         UnavailableError: the server failed; write again.
     """
     key = (tenant_id, job_id, attempt)
@@ -104,6 +105,8 @@ async def write_results(
             match_rows = await _insert_chunks(transaction, queries.INSERT_MATCHES, key, matches)
             unmatched_rows = await _insert_chunks(transaction, queries.INSERT_UNMATCHED, key, unmatched)
             report_rows = [(*key, *astuple(row)) for row in report]
+            for row in report_rows:
+                _check_no_float(row)
             await transaction.executemany(queries.INSERT_REPORT, report_rows)
         except asyncpg.PostgresError as error:
             if refuses_row(error):
@@ -125,10 +128,21 @@ async def _insert_chunks(
     for chunk in chunks:
         columns: list[Sequence[object]] = list(vars(chunk).values())
         rows = len(columns[0])
-        if rows > CHUNK_ROWS_MAX or any(len(column) != rows for column in columns):
-            raise InvalidRequestError(
-                f"columns of {[len(column) for column in columns]} rows: equal lengths, {CHUNK_ROWS_MAX} at most"
-            )
+        _check_chunk(columns)
         await transaction.execute(insert, *key, written, *columns)
         written += rows
     return written
+
+
+def _check_chunk(columns: list[Sequence[object]]) -> None:
+    lengths = [len(column) for column in columns]
+    if max(lengths) > CHUNK_ROWS_MAX or min(lengths) != max(lengths):
+        raise InvalidRequestError(f"columns of {lengths} rows: equal lengths, {CHUNK_ROWS_MAX} at most")
+    for column in columns:
+        _check_no_float(column)
+
+
+def _check_no_float(values: Iterable[object]) -> None:
+    """The driver would cut a float to an integer without a word; an amount in minor units is never one."""
+    if float in set(map(type, values)):
+        raise InvalidRequestError("a float among the result's columns; amounts are integers of minor units")

@@ -125,7 +125,8 @@ async def test_a_foreign_key_does_not_accept_another_tenants_row(pool, create_te
     with pytest.raises(asyncpg.ForeignKeyViolationError):
         async with pool.tenant(mine) as tx:
             await tx.execute(
-                "INSERT INTO api_keys (tenant_id, id, key_hash, name, created_by) VALUES ($1, $2, sha256('k'), 'k', $3)",
+                "INSERT INTO api_keys (tenant_id, id, key_hash, name, created_by) "
+                "VALUES ($1, $2, sha256('k'), 'k', $3)",
                 mine, uuid.uuid4(), user,
             )  # fmt: skip
 
