@@ -1,4 +1,4 @@
-"""Whether the live database isolates tenants: rules read from its catalogue, so that a later table cannot forget one."""
+"""Whether the live database isolates tenants, read from its catalogue: a later table cannot forget a rule."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import asyncpg
 
-# A tenant table is one with a column tenant_id, or `tenants` itself, whose tenant column is id. A closed table has
-# row-level security without a policy and grants nothing to the services: nobody but its owner sees a row.
+# Stands before every rule. A tenant table is one with a column tenant_id, or `tenants` itself, whose tenant column is
+# id. A closed table has row-level security without a policy and grants nothing to the services: nobody but its owner
+# sees a row.
 _TENANT_TABLES: Final = """
 WITH tenant_tables AS (
     SELECT c.oid, c.relname AS name, c.relrowsecurity, c.relforcerowsecurity, a.attnum AS tenant_column, a.attnotnull,
@@ -25,17 +26,16 @@ WITH tenant_tables AS (
 """
 
 _RULES: Final[dict[str, str]] = {
-    "row-level security is enabled and forced": _TENANT_TABLES
-    + "SELECT name FROM tenant_tables WHERE NOT closed AND NOT (relrowsecurity AND relforcerowsecurity)",
-    "a permissive policy compares with the context": _TENANT_TABLES
-    + """
+    "row-level security is enabled and forced": """
+    SELECT name FROM tenant_tables WHERE NOT closed AND NOT (relrowsecurity AND relforcerowsecurity)
+    """,
+    "a permissive policy compares with the context": """
     SELECT name FROM tenant_tables t WHERE NOT closed AND NOT EXISTS (
         SELECT FROM pg_policy p WHERE p.polrelid = t.oid AND p.polpermissive AND p.polcmd = '*' AND p.polroles = '{0}'
         AND pg_get_expr(p.polqual, t.oid) LIKE '%app.tenant_id%'
         AND pg_get_expr(p.polwithcheck, t.oid) LIKE '%app.tenant_id%')
     """,
-    "restrictive policies bind every role in every command": _TENANT_TABLES
-    + """
+    "restrictive policies bind every role in every command": """
     SELECT name || ' (' || command || ')' FROM tenant_tables t
     CROSS JOIN unnest(ARRAY['r', 'a', 'w', 'd']) AS command
     WHERE NOT closed AND NOT EXISTS (
@@ -54,19 +54,16 @@ _RULES: Final[dict[str, str]] = {
       AND (polrelid::regclass::text, polname::text)
           NOT IN (('feature_flags', 'platform_rows'), ('outbox', 'relay_rows'))
     """,
-    "the tenant column is never NULL": _TENANT_TABLES + "SELECT name FROM tenant_tables WHERE NOT attnotnull",
-    "a primary key leads with the tenant": _TENANT_TABLES
-    + """
+    "the tenant column is never NULL": "SELECT name FROM tenant_tables WHERE NOT attnotnull",
+    "a primary key leads with the tenant": """
     SELECT name FROM tenant_tables t WHERE NOT closed AND NOT EXISTS (
         SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisprimary AND i.indkey[0] = t.tenant_column)
     """,
-    "an index leads with the tenant": _TENANT_TABLES
-    + """
+    "an index leads with the tenant": """
     SELECT i.indexrelid::regclass::text FROM tenant_tables t JOIN pg_index i ON i.indrelid = t.oid
     WHERE NOT closed AND i.indkey[0] <> t.tenant_column
     """,
-    "a foreign key carries the tenant": _TENANT_TABLES
-    + """
+    "a foreign key carries the tenant": """
     SELECT f.conrelid::regclass || '.' || f.conname FROM pg_constraint f
     JOIN tenant_tables t ON t.oid = f.conrelid
     LEFT JOIN tenant_tables target ON target.oid = f.confrelid
@@ -75,8 +72,7 @@ _RULES: Final[dict[str, str]] = {
           SELECT FROM unnest(f.conkey, f.confkey) AS pair (source, target)
           WHERE pair.source = t.tenant_column AND pair.target = target.tenant_column)
     """,
-    "a table belongs to tenants or is known not to": _TENANT_TABLES
-    + """
+    "a table belongs to tenants or is known not to": """
     SELECT relname FROM pg_class c
     WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'f', 'm')
       AND oid NOT IN (SELECT oid FROM tenant_tables) AND relname NOT IN ('schema_migrations', 'stream_positions')
@@ -140,5 +136,5 @@ async def violations(connection: asyncpg.Connection[asyncpg.Record]) -> list[str
     """
     found: list[str] = []
     for rule, query in _RULES.items():
-        found += [f"{rule}: {row[0]}" for row in await connection.fetch(query)]
+        found += [f"{rule}: {row[0]}" for row in await connection.fetch(_TENANT_TABLES + query)]
     return found

@@ -23,6 +23,10 @@ _LATER = ("08", "40", "53", "57", "55P03", "25P03")
 # Wrong password, unknown database: someone has to change the settings.
 _LOGIN_REFUSED = ("28", "3D")
 
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""All that a call of asyncpg can raise by itself. InternalClientError is what a call meets between the server's
+farewell and the end of the connection."""
+
 
 def refuses_row(error: BaseException) -> bool:
     """Whether ``error`` is about what was sent, so that sending it again is pointless."""
@@ -47,5 +51,5 @@ def translated() -> Iterator[None]:
         if state.startswith(_LOGIN_REFUSED):
             raise ConfigurationError(f"PostgreSQL refuses the login ({state}): {error}") from error
         raise
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, asyncpg.InternalClientError) as error:
         raise UnavailableError(f"the work with PostgreSQL was given up: {error!r}") from error

@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from settler_streams.adapters.postgres import queries
-from settler_streams.adapters.postgres.failures import translated
+from settler_streams.adapters.postgres.failures import DRIVER_ERRORS, translated
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.ids import PLATFORM, TenantId
@@ -117,7 +117,7 @@ class TenantConnectionPool:
                     raise UnavailableError(f"the connection to PostgreSQL was lost: {error}") from error
                 raise
             finally:
-                await pool.release(connection)
+                await _release(pool, connection)
 
     async def _acquire(self, pool: Pool) -> Transaction:
         started = time.monotonic()
@@ -139,10 +139,23 @@ async def _transaction_of(connection: Transaction, *, read_only: bool) -> AsyncI
     try:
         yield
     except BaseException:
-        if not _is_lost(connection):
+        try:
             await transaction.rollback()
+        except DRIVER_ERRORS as error:
+            # The server rolls back by itself when the session ends, so end it; what the body raised says more.
+            _log.warning("connection closed: it could not roll back", error=repr(error))
+            if not _is_lost(connection):
+                connection.terminate()
         raise
     await transaction.commit()
+
+
+async def _release(pool: Pool, connection: Transaction) -> None:
+    """Give a connection back. By now the transaction has its outcome, which a failing reset does not change."""
+    try:
+        await pool.release(connection)
+    except DRIVER_ERRORS as error:
+        _log.warning("connection closed: it could not be reset", error=repr(error))
 
 
 def _is_lost(connection: Transaction) -> bool:

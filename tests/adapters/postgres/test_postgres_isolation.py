@@ -9,6 +9,8 @@ import pytest
 
 from settler_streams.ids import PLATFORM
 
+pytestmark = pytest.mark.services
+
 # One row of every tenant table, valid under the tenant $1.
 ROWS = {
     "users": "INSERT INTO users (tenant_id, id, email, password_hash, role) VALUES ($1, $2, 'a@b', 'h', 'owner')",
@@ -97,10 +99,11 @@ async def test_another_tenants_rows_cannot_be_changed_or_deleted(pool, create_te
 async def test_a_forged_context_that_is_no_uuid_is_refused(pool, create_tenant):
     tenant_id = await create_tenant()
     for forged in ("' OR true --", "*", tenant_id + "'"):
-        with pytest.raises(asyncpg.InvalidTextRepresentationError):
-            async with pool.tenant(tenant_id) as tx:
-                await tx.execute("SELECT set_config('app.tenant_id', $1, true)", forged)
-                await tx.fetch("SELECT * FROM jobs")
+        async with pool.tenant(tenant_id) as tx:
+            await tx.execute("SELECT set_config('app.tenant_id', $1, true)", forged)
+            with pytest.raises(asyncpg.InvalidTextRepresentationError):
+                async with tx.transaction():
+                    await tx.fetch("SELECT * FROM jobs")
 
 
 async def test_everyone_reads_global_flags_and_only_the_platform_writes_them(pool, create_tenant):
@@ -187,7 +190,8 @@ async def test_what_the_services_may_not_do(pool, create_tenant, statement):
 
 async def test_switching_row_security_off_fails_instead_of_showing_rows(pool, create_tenant):
     tenant_id = await create_tenant()
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
-        async with pool.tenant(tenant_id) as tx:
-            await tx.execute("SET LOCAL row_security = off")
-            await tx.fetch("SELECT * FROM jobs")
+    async with pool.tenant(tenant_id) as tx:
+        await tx.execute("SET LOCAL row_security = off")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+            async with tx.transaction():
+                await tx.fetch("SELECT * FROM jobs")

@@ -12,6 +12,8 @@ from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.ids import PLATFORM, TenantId
 
+pytestmark = pytest.mark.services
+
 BACKEND = "SELECT pg_backend_pid()"
 
 
@@ -64,7 +66,7 @@ async def test_other_session_state_does_not_reach_the_next_tenant(single, create
 
 async def test_an_exception_rolls_back_and_the_connection_is_clean(single, create_tenant):
     tenant_id = await create_tenant()
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError):  # noqa: PT012 - the block is one transaction
         async with single.tenant(tenant_id) as tx:
             await tx.execute("UPDATE tenants SET name = 'changed'")
             raise KeyError
@@ -101,7 +103,7 @@ async def test_a_cancelled_query_leaves_no_context(single, create_tenant, owner)
 
 async def test_a_killed_backend_is_unavailable_and_replaced(single, create_tenant, owner):
     tenant_id = await create_tenant()
-    with pytest.raises(UnavailableError):
+    with pytest.raises(UnavailableError):  # noqa: PT012 - the block is one transaction
         async with single.tenant(tenant_id) as tx:
             await owner.execute("SELECT pg_terminate_backend($1, 5000)", await tx.fetchval(BACKEND))
             await tx.fetchval("SELECT 1")
@@ -137,7 +139,7 @@ async def test_the_wait_is_observable(database_settings, create_tenant):
 
 async def test_a_tenant_id_that_is_not_canonical_is_refused(pool):
     for text in ("", "' OR true", PLATFORM.replace("-", ""), "ABCDEF00-0000-4000-8000-000000000000"):
-        with pytest.raises(ValueError, match="canonical|badly formed"):
+        with pytest.raises(ValueError, match=r"canonical|badly formed"):
             async with pool.tenant(TenantId(text)):
                 pass
 

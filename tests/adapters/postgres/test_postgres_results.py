@@ -22,6 +22,8 @@ from settler_streams.adapters.postgres.results import (
 from settler_streams.errors import InvalidRequestError, RecordError
 from settler_streams.ids import JobId, TenantId
 
+pytestmark = pytest.mark.services
+
 
 def matches(rows: int, prefix: str = "m") -> MatchColumns:
     ids = [f"{prefix}{i}" for i in range(rows)]
