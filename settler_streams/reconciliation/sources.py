@@ -12,7 +12,7 @@ Every format ends in the same raw table, all columns text, so that one parser de
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence  # noqa: TC003 (msgspec reads the annotations)
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
