@@ -88,7 +88,7 @@ class Step:
                 self._raw = raw
                 self.now_ms = max(self.now_ms, raw.timestamp)
                 try:
-                    key = _key_of(raw)
+                    key = key_of(raw)
                     home = self._spec.router.home_of(topic, key, partition)
                     if home != partition:
                         self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
@@ -98,7 +98,7 @@ class Step:
                 except RecordError as error:
                     self._dead_letter(raw, error)
                     continue
-                self._record = Record(topic, partition, raw.offset, key, event, _traceparent_of(raw))
+                self._record = Record(topic, partition, raw.offset, key, event, traceparent_of(raw))
                 yield self._record
         self._raw = self._record = None
 
@@ -221,14 +221,14 @@ class Step:
             raise UnavailableError(f"{fold}: {error!r}") from error
 
 
-def _key_of(raw: Raw) -> str:
+def key_of(raw: Raw) -> str:
     try:
         return raw.key.decode() if raw.key is not None else ""
     except UnicodeDecodeError as error:
         raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
 
 
-def _traceparent_of(raw: Raw) -> bytes | None:
+def traceparent_of(raw: Raw) -> bytes | None:
     return next((value for name, value in raw.headers if name == _TRACEPARENT), None) if raw.headers else None
 
 
