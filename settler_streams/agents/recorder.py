@@ -47,7 +47,7 @@ async def recorder(batches: Batches) -> None:
     async for batch in batches:
         async with batch.step() as step:
             for record in step.decode():
-                step.write(effects_of(record))
+                step.write(step.project(effects_of, record))
 
 
 def effects_of(record: Record) -> tuple[Effect, ...]:

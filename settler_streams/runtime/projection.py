@@ -8,7 +8,7 @@ before the transaction commits: a crash between the two may repeat a dead letter
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -117,7 +117,8 @@ class ProjectionStep:
         self._session = session
         self._records = records
         self._effects: dict[TopicPartition, list[Sequence[Effect]]] = {tp: [] for tp in records}
-        self._undecodable: list[tuple[Raw, RecordError]] = []
+        self._refused: list[tuple[Raw, RecordError]] = []
+        self._raw: Raw | None = None
         self._current: list[Sequence[Effect]] = []
 
     async def __aenter__(self) -> ProjectionStep:
@@ -128,7 +129,7 @@ class ProjectionStep:
     ) -> None:
         if error is not None:
             return
-        for raw, reason in self._undecodable:
+        for raw, reason in self._refused:
             await self._dead_letter(raw, reason)
         for tp, effects in self._effects.items():
             await self._write(tp, effects)
@@ -139,16 +140,22 @@ class ProjectionStep:
         for tp, raws in self._records.items():
             self._current = self._effects[tp]
             for raw in raws:
+                self._raw = raw
                 try:
-                    event = decode(raw.value)
-                    record = Record(
-                        tp.topic[prefix:], tp.partition, raw.offset, key_of(raw), event, traceparent_of(raw)
-                    )
+                    key, event = key_of(raw), decode(raw.value)
                 except RecordError as error:
-                    self._undecodable.append((raw, error))
+                    self._refuse(error)
                     self._current.append(())
                     continue
-                yield record
+                yield Record(tp.topic[prefix:], tp.partition, raw.offset, key, event, traceparent_of(raw))
+
+    def project(self, effects_of: Callable[[Record], Sequence[Effect]], record: Record) -> Sequence[Effect]:
+        """Ask for a record's rows; one that cannot be projected becomes a dead letter and has none."""
+        try:
+            return effects_of(record)
+        except RecordError as error:
+            self._refuse(error)
+            return ()
 
     def write(self, effects: Sequence[Effect]) -> None:
         """The rows that the record in hand leads to; written together or not at all."""
@@ -159,6 +166,9 @@ class ProjectionStep:
         for tp, raws in self._records.items():
             self._current = self._effects[tp]
             yield from raws
+
+    def _refuse(self, error: RecordError) -> None:
+        self._refused.append((self._raw, error))
 
     async def _write(self, tp: TopicPartition, effects: list[Sequence[Effect]]) -> None:
         session, raws = self._session, self._records[tp]

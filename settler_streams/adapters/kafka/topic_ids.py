@@ -102,7 +102,7 @@ class _MetadataRequest(Request[_MetadataRequestStruct]):
         self._topics = list(topics)
 
     def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
-        topics = [(_NO_ID, name, {}) for name in self._topics]
+        topics: list[Any] = [(_NO_ID, name, {}) for name in self._topics]
         return request_struct_class(topics, False, False, {})
 
 
