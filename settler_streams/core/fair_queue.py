@@ -325,10 +325,18 @@ class FairQueue:
         if job is None or not job.running or job.attempt != attempt:
             return False
         tenant = self._tenants[job.tenant]
-        self._correct(tenant, job, max(0, used_us))
+        used_us = max(0, used_us)
+        self._correct(tenant, job, used_us)
         del self._running[job_id]
         self._count(tenant, running=-1)
-        self._push_queued(tenant, QueuedJob(job.tenant, job_id, job.priority, job.seq, job.estimated_us, attempt))
+        # The charge stays on record: should the dead executor report after all, its measure replaces it.
+        self._push_queued(
+            tenant,
+            QueuedJob(
+                job.tenant, job_id, job.priority, job.seq, job.estimated_us,
+                attempt, False, used_us, job.epoch, job.contested,
+            ),
+        )  # fmt: skip
         self._settle(job.tenant, tenant)
         return True
 
@@ -406,13 +414,23 @@ class FairQueue:
         return self._contested_balance <= 0, True
 
     def _charge_contested(self, enterprise: bool, cost_us: int) -> None:
-        fraction = self._slots * self.reserved_per_mille % 1_000
-        self._contested_balance += cost_us * (1_000 - fraction) if enterprise else -cost_us * fraction
+        """Each lane pays for the slot in proportion to the other's fraction of it.
+
+        A lane that holds the slot has one more than its whole share, and starts all its jobs as contested ones while it
+        does. So each start stands for one part in that many of the slot.
+        """
+        reserved = self._slots * self.reserved_per_mille
+        whole, fraction = divmod(reserved, 1_000)
+        whole_standard, fraction_standard = divmod(self._slots * 1_000 - reserved, 1_000)
+        if enterprise:
+            self._contested_balance += cost_us * fraction_standard * (whole_standard + 1)
+        else:
+            self._contested_balance -= cost_us * fraction * (whole + 1)
 
     def _correct(self, tenant: _Tenant, job: QueuedJob, measured_us: int) -> None:
-        """Replace what the job was charged by what it cost; a queued job was charged nothing."""
+        """Replace what the job's last attempt was charged by what it cost."""
         units = tenant.tag_units(measured_us) - tenant.tag_units(job.charged_us)
-        if units > 0 or (job.running and job.epoch == tenant.epoch):
+        if units > 0 or job.epoch == tenant.epoch:
             tenant.advance(units)
         else:
             tenant.finish_tag = max(tenant.finish_tag + units, tenant.floor_tag)

@@ -109,8 +109,11 @@ class Oracle:
         return [(t.tag, n) for n, t in self.tenants.items() if t.eligible and t.contract.enterprise == lane]
 
     def pay_contested(self, lane, cost_us):
-        part = self.slots * self.reserved % 1000
-        self.balance += cost_us * (1000 - part) if lane else -cost_us * part
+        enterprise, standard = self.slots * self.reserved, self.slots * (1000 - self.reserved)
+        if lane:
+            self.balance += cost_us * (standard % 1000) * (standard // 1000 + 1)
+        else:
+            self.balance -= cost_us * (enterprise % 1000) * (enterprise // 1000 + 1)
 
     def dispatch(self):
         if sum(job.running for job in self.jobs) >= self.slots:
@@ -158,6 +161,6 @@ class Oracle:
         if job is None or not job.running or job.tries != attempt:
             return False
         self.correct(job, used_us)
-        job.running, job.charged_us, job.epoch, job.contested = False, 0, -1, False
+        job.running, job.charged_us = False, used_us
         self.tidy()
         return True
