@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from settler_streams.errors import InvalidRequestError
-from settler_streams.ids import JobId, TenantId  # noqa: TC001 - msgspec reads the annotations when it decodes
+from settler_streams.ids import JobId, TenantId
 
 TAG_UNITS_PER_US = 100
 """Tag units per microsecond at weight 1. The tiers' weights (1, 2, 5, 10) divide it, so their tags are exact; another

@@ -119,10 +119,10 @@ class Step:
         """Add the decision's events to the transaction; their ids follow from the record in hand."""
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
-        headers = [_CONTENT_TYPE]
-        if record.traceparent is not None:
-            headers.append((_TRACEPARENT, record.traceparent))
         for emit in outcome.emits:
+            headers = [_CONTENT_TYPE]
+            if (trace := emit.traceparent or record.traceparent) is not None:
+                headers.append((_TRACEPARENT, trace))
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
             partition = emit.partition
             if partition is None:
