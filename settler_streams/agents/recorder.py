@@ -150,7 +150,8 @@ def _quota(tenant: TenantId, quota: QuotaType, limit: int, usage: TenantUsage, v
     monthly = quota is QuotaType.MONTHLY_RECONCILIATIONS
     concurrent = quota is QuotaType.CONCURRENT_JOBS
     if quota is QuotaType.RATE_LIMIT:
-        used = max(0, limit - usage.rate_tokens_left)
+        # What is used up is the burst; the rate is how fast it comes back.
+        used, limit = usage.rate_tokens_used, usage.rate_burst
     else:
         used = 0 if concurrent else usage.used.get(_RESOURCE_OF_QUOTA[quota], 0)
     return QuotaUsage(
