@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from settler_streams.ids import JobId, TenantId
 
 CONTESTED_BALANCE_MAX = 1_000 * CHARGED_US_MAX
-"""The most that one lane may be owed of the slot between the shares: one greatest job, so old turns are soon settled."""
+"""The most that a lane may be owed of the slot between the shares: one greatest job, so old turns are settled soon."""
 
 COMPACTION_SLACK = 64
 """Dead entries that a heap may hold beyond twice its live ones before it is rebuilt: rebuilding costs O(1) per push."""
