@@ -133,7 +133,7 @@ BEGIN
            tenant, e.flag, e.scope, e.user_id, e.enabled, e.killed, e.definition, e.removed,
            e.changed_by, instant(e.changed_at_ms), e.source_version
     FROM jsonb_to_recordset(effects) AS e (
-        flag text, scope text, user_id uuid, enabled boolean, killed boolean, definition jsonb, removed boolean,
+        flag text, scope text, user_id text, enabled boolean, killed boolean, definition jsonb, removed boolean,
         changed_by text, changed_at_ms bigint, source_version bigint)
     ORDER BY e.flag, e.scope, e.user_id, e.source_version DESC
     ON CONFLICT (tenant_id, flag, scope, user_id) DO UPDATE

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
-from settler_streams.ids import PLATFORM, TenantId
+from settler_streams.ids import TenantId  # noqa: TC001 - msgspec resolves the annotations of its types
 
 
 class JobDecision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -116,7 +116,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
     changed_by: str
     changed_at_ms: int
     source_version: int
-    user_id: str = PLATFORM
+    user_id: str = ""
     killed: bool = False
     removed: bool = False
 

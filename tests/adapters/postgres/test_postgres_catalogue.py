@@ -102,6 +102,10 @@ async def test_a_protected_new_table_is_accepted(owner):
             "the services' roles own nothing and stand above nothing: settler_app",
         ),
         (
+            "ALTER ROLE settler_app SUPERUSER",
+            "the services' roles own nothing and stand above nothing: settler_app",
+        ),
+        (
             "GRANT CREATE ON SCHEMA public TO settler_services",
             "the services' roles own nothing and stand above nothing: settler_services",
         ),
