@@ -141,6 +141,30 @@ def test_all_three_come_up_are_found_again_and_go_down(make: Callable[..., Embed
     make().down()
 
 
+def test_what_another_process_has_started_since_is_found_not_replaced(make: Callable[..., EmbeddedStack]) -> None:
+    early, late = make(), make()
+    early.up({"valkey"})
+    early.down()
+    late.up({"valkey"})
+    running = pids(late)
+    assert pids(early) == running
+    early.up({"valkey"})
+    assert pids(late) == running
+    early.down()
+    assert pids(late) == {}
+
+
+def test_a_handle_stays_valid_through_a_stop_and_the_next_start(make: Callable[..., EmbeddedStack]) -> None:
+    stack = make()
+    stack.up({"valkey"})
+    handle = stack.part("valkey")
+    handle.stop()
+    assert [part.state for part in stack.status() if part.name == "valkey"] == ["stopped"]
+    stack.up({"valkey"})
+    assert stack.part("valkey") is handle
+    assert handle.running
+
+
 def test_kafka_keeps_its_topics_through_a_crash_and_a_change_of_ports(make: Callable[..., EmbeddedStack]) -> None:
     stack = make()
     create_topic(stack.up({"kafka"}), "kept")

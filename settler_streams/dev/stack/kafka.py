@@ -75,6 +75,10 @@ class Kafka(Part):
         return self.runtime.java
 
     @property
+    def ports(self) -> tuple[int, ...]:
+        return (self.port, self.controller_port)
+
+    @property
     def data(self) -> Path:
         """The log directory of the broker and its metadata."""
         return self.home / "data"
@@ -150,6 +154,7 @@ class Kafka(Part):
             f"-Xmx{HEAP_MB_MAX}m",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Djava.awt.headless=true",
+            "-XX:-UsePerfData",  # would leave a file in the shared temporary folder
             *options,
             "-cp",
             self.runtime.class_path(),
