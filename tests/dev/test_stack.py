@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,6 +200,20 @@ def test_a_ctrl_c_in_the_terminal_reaches_the_parent_alone(make: Callable[..., E
         process.wait(WAIT_S)
     assert pids(make()) == running
     assert len(running) == 2
+
+
+def test_a_ctrl_c_during_the_start_leaves_nothing_running(make: Callable[..., EmbeddedStack]) -> None:
+    stack = make()
+    with parent(stack, "kafka", "valkey") as process:
+        log = stack.state_dir / "kafka" / "kafka.log"
+        end_s = time.monotonic() + WAIT_S
+        while not log.exists():
+            assert time.monotonic() < end_s
+            os.sched_yield()
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(WAIT_S) != 0
+    assert pids(stack) == {}
+    assert stored(stack).processes == {}
 
 
 def test_a_lost_state_file_costs_no_data_and_leaves_no_process(make: Callable[..., EmbeddedStack]) -> None:
