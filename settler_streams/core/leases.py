@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from settler_streams.errors import ConflictError, InvalidRequestError
-from settler_streams.ids import JobId  # noqa: TC001 - msgspec reads the annotations when it decodes
+from settler_streams.ids import JobId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
-from settler_streams.ids import TenantId  # noqa: TC001 - msgspec resolves the annotations of its types
+from settler_streams.ids import TenantId
 
 
 class JobDecision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
