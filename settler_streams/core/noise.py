@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+import msgspec
+
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
 from settler_streams.core.neighbours import RESOURCES, NoisePolicy, NoiseVerdict, Usage, Watch, Windows, step
 from settler_streams.errors import RecordError
@@ -30,6 +32,8 @@ GRID = Windows(width_ms=2_000, kept=8, lateness_ms=2_000)
 """Windows of two seconds that may be corrected for two more: a verdict on three of five comes within ten seconds."""
 POLICY = NoisePolicy(floors=(20, 2_000_000, 2 * 1_048_576))
 """Floors per window of two seconds: ten requests a second, one executor kept busy, 1 MiB/s."""
+TICK_MS = 1_000
+"""A partition sends a window's last sums with the tick after it; the detector waits that long before it judges."""
 CHUNK_TENANTS_MAX = 4_000
 """Tenants in one partial: about 600 kB of JSON, within the 1 MiB message limit."""
 
@@ -73,16 +77,7 @@ class NoisyNeighbour:
             case other:
                 raise RecordError("misplaced", f"the noisy-neighbour fold has no use for {other.event_type}")
 
-    def _add(
-        self,
-        record: Record,
-        event_ms: int,
-        now_ms: int,
-        *,
-        requests: int = 0,
-        worker_us: int = 0,
-        storage_bytes: int = 0,
-    ) -> Outcome:
+    def _add(self, record: Record, event_ms: int, now_ms: int, **amounts: int) -> Outcome:
         """Count an amount in its window: too late counts in the oldest open one, the future in the present one."""
         tenant = record.event.tenantid
         window = min(max(event_ms // GRID.width_ms, GRID.open_from(now_ms)), now_ms // GRID.width_ms)
@@ -90,10 +85,8 @@ class NoisyNeighbour:
         before = value_of(self._state, key, WindowSum) or WindowSum(TenantId(record.key))
         self._tenants.setdefault(window, {})[tenant] = None
         self._unsent.add(window)
-        after = WindowSum(
-            before.root, before.requests + requests, before.worker_us + worker_us, before.storage_bytes + storage_bytes
-        )
-        return Outcome({key: after})
+        grown = {resource: getattr(before, resource) + amount for resource, amount in amounts.items()}
+        return Outcome({key: msgspec.structs.replace(before, **grown)})
 
     def _tick(self, record: Record, now_ms: int) -> Outcome:
         emits = [emit for window in sorted(self._unsent) for emit in self._partials(window, record.offset)]
