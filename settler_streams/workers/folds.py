@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.agents import admission, flags, noisy_neighbour, recorder, scheduler
+from settler_streams.agents import admission, dead_letters, flags, noisy_neighbour, recorder, scheduler
 from settler_streams.core.fold import State, Value
 from settler_streams.runtime.app import BatchAgent, FoldApp
 from settler_streams.runtime.projection import ProjectionSession, ProjectionSpec
@@ -39,6 +39,7 @@ FOLDS: dict[str, Role] = {
 }
 PROJECTIONS: dict[str, BatchAgent] = {
     recorder.ROLE: recorder.recorder,
+    dead_letters.ROLE: dead_letters.dead_letters,
 }
 ROLES = (*FOLDS, *PROJECTIONS)
 """Every role that a worker can run."""
