@@ -34,7 +34,7 @@ STEPS_PER_COMPONENT_MIN = 50_000
 """A small component is not cut short by its size: the search for one payment takes at most about 40,000 steps."""
 
 STEPS_PER_JOB_MAX = 10_000_000
-"""About ten seconds of Python on one free core. Components run smallest first, so one huge component cannot starve the others."""
+"""About ten seconds of Python on a free core. Components run smallest first, so a huge one cannot starve the others."""
 
 _PAIRS = pl.Schema({"l": pl.UInt32, "r": pl.UInt32})
 
