@@ -57,7 +57,8 @@ class TopicFeed:
         self._on_event = on_event
         self._from = start
         self._tps = [
-            TopicPartition(full_name(settings.deployment, topic), number) for number in range(topology.partitions(topic))
+            TopicPartition(full_name(settings.deployment, topic), number)
+            for number in range(topology.partitions(topic))
         ]
         self._positions: dict[TopicPartition, int] = {}
         self._caught_up = asyncio.Event()
