@@ -79,7 +79,7 @@ async def _create_tenants(settings: Settings, pool: TenantConnectionPool, run: s
     await acknowledgements.start()
     try:
         service = TenantService(pool, relay, acknowledgements)
-        password_hash = await hash_password("demo")
+        password_hash = await hash_password("demo-password")
         created = [
             await service.create_tenant(
                 name=load.name,
