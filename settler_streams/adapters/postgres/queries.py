@@ -1,0 +1,127 @@
+"""Every SQL text that the services send; the statements a migration runs stand in ``schemas/postgres/``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# The tenant's context
+
+SET_CONTEXT: Final = "SELECT set_config('app.tenant_id', $1, true)"
+READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
+READ_LEFTOVERS: Final = """
+SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true), ''),
+                 'role ' || NULLIF(current_user, session_user))
+"""
+BECOME_RELAY: Final = "SET LOCAL ROLE settler_relay"
+
+LOGIN_PRIVILEGES: Final = """
+SELECT current_user AS login,
+       coalesce(bool_or(rolsuper), false) AS superuser,
+       coalesce(bool_or(rolbypassrls), false) AS bypasses_rls,
+       EXISTS (
+           SELECT FROM pg_class
+           WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+             AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+             AND relnamespace::regnamespace::text !~ '^pg_(toast|temp)'
+             AND pg_has_role(current_user, relowner, 'MEMBER')
+       ) AS owns_relations
+FROM pg_roles
+WHERE pg_has_role(current_user, oid, 'MEMBER')
+"""
+
+# Stream positions
+
+MOVE_POSITION: Final = """
+UPDATE stream_positions SET next_offset = $5, updated_at = now()
+WHERE consumer = $1 AND topic_id = $2 AND partition = $3 AND next_offset = $4
+RETURNING true
+"""
+READ_POSITIONS: Final = """
+SELECT topic_id, topic, partition, next_offset FROM stream_positions
+WHERE consumer = $1 ORDER BY topic, partition, topic_id
+"""
+INSERT_POSITION: Final = """
+INSERT INTO stream_positions (consumer, topic_id, topic, partition, next_offset) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (consumer, topic_id, partition) DO NOTHING
+"""
+READ_POSITION: Final = """
+SELECT topic_id, next_offset FROM stream_positions WHERE consumer = $1 AND topic = $2 AND partition = $3
+"""
+
+# Projection and results
+
+PROJECT_BATCH: Final = "SELECT project_batch($1::text::jsonb)"
+
+LOCK_ATTEMPT: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2 || '/' || $3, 0))"
+DELETE_MATCHES: Final = "DELETE FROM matches WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3"
+DELETE_UNMATCHED: Final = "DELETE FROM unmatched WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3"
+DELETE_REPORTS: Final = "DELETE FROM reports WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3"
+
+INSERT_MATCHES: Final = """
+INSERT INTO matches (tenant_id, job_id, attempt, row_no, group_no, left_id, right_id, left_amount_minor,
+                     right_amount_minor, currency, rule)
+SELECT $1, $2, $3, $4::bigint + r.ordinality, r.group_no, r.left_id, r.right_id, r.left_amount_minor,
+       r.right_amount_minor, r.currency, r.rule
+FROM unnest($5::bigint[], $6::text[], $7::text[], $8::bigint[], $9::bigint[], $10::text[], $11::text[])
+     WITH ORDINALITY AS r (group_no, left_id, right_id, left_amount_minor, right_amount_minor, currency, rule)
+"""
+INSERT_UNMATCHED: Final = """
+INSERT INTO unmatched (tenant_id, job_id, attempt, row_no, side, record_id, amount_minor, currency, reason)
+SELECT $1, $2, $3, $4::bigint + r.ordinality, r.side, r.record_id, r.amount_minor, r.currency, r.reason
+FROM unnest($5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[])
+     WITH ORDINALITY AS r (side, record_id, amount_minor, currency, reason)
+"""
+INSERT_REPORT: Final = """
+INSERT INTO reports (tenant_id, job_id, attempt, currency, match_groups,
+                     left_rows, left_rows_matched, left_rows_unmatched,
+                     left_total_minor, left_matched_minor, left_unmatched_minor,
+                     right_rows, right_rows_matched, right_rows_unmatched,
+                     right_total_minor, right_matched_minor, right_unmatched_minor)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+"""
+
+# Outbox
+
+APPEND_EVENT: Final = "INSERT INTO outbox (tenant_id, topic, key, event) VALUES ($1, $2, $3, $4)"
+ONE_RELAY: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('settler/outbox', 0))"
+PENDING_EVENTS: Final = "SELECT tenant_id, id, topic, key, event FROM outbox ORDER BY id LIMIT $1"
+DISCARD_EVENTS: Final = """
+DELETE FROM outbox USING unnest($1::uuid[], $2::bigint[]) AS sent (tenant_id, id)
+WHERE outbox.tenant_id = sent.tenant_id AND outbox.id = sent.id
+"""
+
+# Migration
+
+SERIALISE_MIGRATION: Final = "SELECT pg_advisory_lock(hashtextextended('settler/migrate', 0))"
+LIMIT_LOCK_WAIT: Final = "SET lock_timeout = '10s'"
+DATABASE_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
+ROLE_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)"
+# Statements that take no parameters are put together by format(), which quotes identifiers (%I) and literals (%L).
+FORMAT: Final = "SELECT format($1, VARIADIC $2::text[])"
+CREATE_DATABASE: Final = "CREATE DATABASE %I ENCODING 'UTF8' TEMPLATE template0"
+# A managed server lets no one but its own superuser name these attributes, so they are named only when present.
+ROLE_IS_CONFINED: Final = """
+SELECT NOT (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole OR rolreplication) FROM pg_roles WHERE rolname = $1
+"""
+CONFINE_ROLE: Final = "ALTER ROLE %I NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION"
+CREATE_GROUP: Final = "CREATE ROLE %I NOLOGIN"
+CREATE_LOGIN: Final = "CREATE ROLE %I LOGIN"
+ALLOW_LOGIN: Final = "ALTER ROLE %I LOGIN PASSWORD %L"
+LIMIT_LOGIN: Final = "ALTER ROLE %I SET %I = %L"
+JOIN_SERVICES: Final = "GRANT settler_services TO %I WITH INHERIT TRUE, SET FALSE, ADMIN FALSE"
+JOIN_RELAY: Final = "GRANT settler_relay TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
+CLOSE_DATABASE: Final = "REVOKE ALL ON DATABASE %I FROM PUBLIC"
+OPEN_DATABASE: Final = "GRANT CONNECT ON DATABASE %I TO settler_services"
+CLOSE_SCHEMA: Final = "REVOKE ALL ON SCHEMA %I FROM PUBLIC"
+OPEN_SCHEMA: Final = "GRANT USAGE ON SCHEMA %I TO settler_services, settler_relay"
+SEARCH_PATH: Final = "SELECT set_config('search_path', quote_ident($1) || ', pg_temp', true)"
+CREATE_LEDGER: Final = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    checksum   text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+READ_LEDGER: Final = "SELECT version, name, checksum FROM schema_migrations ORDER BY version"
+RECORD_MIGRATION: Final = "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)"

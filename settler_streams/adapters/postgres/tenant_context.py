@@ -1,0 +1,37 @@
+"""Whose rows a connection may see: the setting ``app.tenant_id``, which every row-level policy compares with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from settler_streams.adapters.postgres import queries
+from settler_streams.ids import TenantId, canonical_tenant
+
+
+class Queryable(Protocol):
+    """The one thing the context needs of a connection."""
+
+    async def fetchval(self, query: str, *args: object) -> object: ...
+
+
+class TenantContext:
+    """Sets and reads the tenant of a connection.
+
+    The context lives as long as the transaction it was set in; outside one it lasts for its own statement, that is,
+    not at all. No context means no rows.
+    """
+
+    @staticmethod
+    async def set(connection: Queryable, tenant_id: TenantId) -> None:
+        """Make ``tenant_id`` the tenant of the current transaction.
+
+        Raises:
+            ValueError: ``tenant_id`` is not a UUID in canonical form.
+        """
+        await connection.fetchval(queries.SET_CONTEXT, canonical_tenant(tenant_id))
+
+    @staticmethod
+    async def read(connection: Queryable) -> TenantId | None:
+        """The tenant of the connection, or None when it has none."""
+        value = await connection.fetchval(queries.READ_CONTEXT)
+        return None if value is None else TenantId(str(value))
