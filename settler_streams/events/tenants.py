@@ -61,7 +61,8 @@ class TenantUsage(Part):
     used: dict[Resource, Int64]
     running: Count
     limits: dict[QuotaType, Count]
-    rate_tokens_left: Count = 0
+    rate_tokens_used: Count = 0
+    rate_burst: Count = 0
 
 
 @event("settler.quota.threshold.v1")

@@ -88,7 +88,7 @@ class Step:
                 self._raw = raw
                 self.now_ms = max(self.now_ms, raw.timestamp)
                 try:
-                    key = _key_of(raw)
+                    key = key_of(raw)
                     home = self._spec.router.home_of(topic, key, partition)
                     if home != partition:
                         self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
@@ -98,7 +98,7 @@ class Step:
                 except RecordError as error:
                     self._dead_letter(raw, error)
                     continue
-                self._record = Record(topic, partition, raw.offset, key, event, _traceparent_of(raw))
+                self._record = Record(topic, partition, raw.offset, key, event, traceparent_of(raw))
                 yield self._record
         self._raw = self._record = None
 
@@ -119,10 +119,10 @@ class Step:
         """Add the decision's events to the transaction; their ids follow from the record in hand."""
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
-        headers = [_CONTENT_TYPE]
-        if record.traceparent is not None:
-            headers.append((_TRACEPARENT, record.traceparent))
         for emit in outcome.emits:
+            headers = [_CONTENT_TYPE]
+            if (trace := emit.traceparent or record.traceparent) is not None:
+                headers.append((_TRACEPARENT, trace))
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
             partition = emit.partition
             if partition is None:
@@ -221,14 +221,14 @@ class Step:
             raise UnavailableError(f"{fold}: {error!r}") from error
 
 
-def _key_of(raw: Raw) -> str:
+def key_of(raw: Raw) -> str:
     try:
         return raw.key.decode() if raw.key is not None else ""
     except UnicodeDecodeError as error:
         raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
 
 
-def _traceparent_of(raw: Raw) -> bytes | None:
+def traceparent_of(raw: Raw) -> bytes | None:
     return next((value for name, value in raw.headers if name == _TRACEPARENT), None) if raw.headers else None
 
 
