@@ -30,7 +30,7 @@ from settler_streams.events import (
     TenantQuiet,
     TenantUsage,
 )
-from settler_streams.ids import PLATFORM, TenantId
+from settler_streams.ids import TenantId
 from settler_streams.runtime.app import Batches
 
 ROLE = "recorder"
@@ -66,10 +66,10 @@ def effects_of(record: Record) -> tuple[Effect, ...]:
         case FlagChanged() as changed:
             return _flag(record, changed)
         case QuotaThreshold() as threshold:
-            detail = {"percent": threshold.percent, "used": threshold.used, "limit": threshold.limit}
-            return (_signal(record, "quota-threshold", threshold.quota, detail),)
+            reached = {"percent": threshold.percent, "used": threshold.used, "limit": threshold.limit}
+            return (_signal(record, "quota-threshold", threshold.quota, {**reached}),)
         case TenantNoisy() as noisy:
-            detail = {
+            detail: dict[str, int | None] = {
                 "used": noisy.used,
                 "others_average": noisy.others_average,
                 "ratio_per_mille": noisy.ratio_per_mille,
@@ -165,7 +165,7 @@ def _quota(tenant: TenantId, quota: QuotaType, limit: int, usage: TenantUsage, v
     )
 
 
-def _signal(record: Record, kind: str, resource: str, detail: dict[str, int]) -> Signal:
+def _signal(record: Record, kind: str, resource: str, detail: dict[str, int | None]) -> Signal:
     return Signal(
         tenant_id=record.event.tenantid,
         signal_id=record.event.id,
@@ -189,7 +189,7 @@ def _flag(record: Record, changed: FlagChanged) -> tuple[Effect, ...]:
         changed_by=changed.actor,
         changed_at_ms=changed.changed_at_ms,
         source_version=changed.version,
-        user_id=changed.user_id or PLATFORM,
+        user_id=changed.user_id or "",
         killed=changed.killed,
         removed=changed.deleted,
     )

@@ -16,8 +16,8 @@ size at once, and a decision costs O(log tenants) plus O(log jobs of one tenant)
 
 Lanes. Enterprise owns ``reserved_per_mille`` of the slots, everyone else the rest. A lane below its share takes the
 next slot; a lane borrows what the other leaves idle, and returns it as jobs end. If the shares are no whole numbers,
-one slot is left between them; while both lanes want it, it alternates in proportion to the fractions. Hence neither
-lane starves, even in a pool of one slot.
+one slot is left between them: while both lanes want it, it goes to the lane that has had less than its share of the
+work since. Hence neither lane starves, even in a pool of one slot.
 
 Everything here is rebuilt bit for bit from the values that ``drain_changes`` hands out.
 """
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from settler_streams.ids import JobId, TenantId
+
+CONTESTED_BALANCE_MAX = 1_000 * CHARGED_US_MAX
+"""The most that a lane may be owed of the slot between the shares: one greatest job, so old turns are settled soon."""
 
 COMPACTION_SLACK = 64
 """Dead entries that a heap may hold beyond twice its live ones before it is rebuilt: rebuilding costs O(1) per push."""
@@ -400,32 +403,22 @@ class FairQueue:
         return tenant.finish_tag == entry[0] and self._lane(tenant) is lane
 
     def _next_lane(self) -> tuple[bool, bool]:
-        """Which lane takes the free slot, and whether it takes it by its turn at the slot between the shares."""
+        """Which lane takes the free slot, and whether its work counts in the turns at the slot between the shares."""
         standard, enterprise = self._lanes
-        if not enterprise.eligible:
-            return False, False
-        if not standard.eligible:
-            return True, False
+        if not enterprise.eligible or not standard.eligible:
+            return enterprise.eligible > 0, False
         reserved = self._slots * self.reserved_per_mille
+        contested = reserved % 1_000 > 0
         if enterprise.running < reserved // 1_000:
-            return True, False
+            return True, contested
         if standard.running < (self._slots * 1_000 - reserved) // 1_000:
-            return False, False
-        return self._contested_balance <= 0, True
+            return False, contested
+        return self._contested_balance <= 0, contested
 
     def _charge_contested(self, enterprise: bool, cost_us: int) -> None:
-        """Each lane pays for the slot in proportion to the other's fraction of it.
-
-        A lane that holds the slot has one more than its whole share, and starts all its jobs as contested ones while it
-        does. So each start stands for one part in that many of the slot.
-        """
-        reserved = self._slots * self.reserved_per_mille
-        whole, fraction = divmod(reserved, 1_000)
-        whole_standard, fraction_standard = divmod(self._slots * 1_000 - reserved, 1_000)
-        if enterprise:
-            self._contested_balance += cost_us * fraction_standard * (whole_standard + 1)
-        else:
-            self._contested_balance -= cost_us * fraction * (whole + 1)
+        reserved = self.reserved_per_mille
+        balance = self._contested_balance + cost_us * (1_000 - reserved if enterprise else -reserved)
+        self._contested_balance = max(-CONTESTED_BALANCE_MAX, min(balance, CONTESTED_BALANCE_MAX))
 
     def _correct(self, tenant: _Tenant, job: QueuedJob, measured_us: int) -> None:
         """Replace what the job's last attempt was charged by what it cost."""

@@ -81,6 +81,7 @@ class TenantSums(Part):
     """One tenant's sums of one window."""
 
     tenant: Uuid
+    root: Uuid
     requests: Count = 0
     worker_us: Count = 0
     storage_bytes: Count = 0
@@ -88,13 +89,14 @@ class TenantSums(Part):
 
 @event("settler.usage.partial.v1")
 class UsagePartial(Part):
-    """One partition's sums of one window; a later partial of the same window replaces an earlier one."""
+    """One partition's sums of one window, whole, in chunks; a greater ``revision`` of a chunk replaces a lesser."""
 
     partition: PartitionNumber
     window_start_ms: Millis
     window_ms: Positive
+    revision: Count
+    chunk: Count = 0
     sums: tuple[TenantSums, ...]
-    final: bool = False
 
 
 @event("settler.tenant.noisy.v1")
@@ -106,7 +108,7 @@ class TenantNoisy(Part):
     window_ms: Positive
     used: Count
     others_average: Count
-    ratio_per_mille: Count
+    ratio_per_mille: Count | None = None
     tenants: Count
 
 

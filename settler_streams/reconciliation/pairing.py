@@ -121,10 +121,10 @@ def _near_pairs(pairing: Pairing, rules: Rules, checkpoint: Callable[[], None]) 
     rows = _cut(rows, ["component"], "day", rules.date_window_days)
     lone = pl.len().over("component") == 2
     couples = rows.filter(lone & ~pl.col("is_right")).join(rows.filter(lone & pl.col("is_right")), on="component")
-    close = couples.filter(
-        (pl.col("amount") - pl.col("amount_right")).abs() <= rules.amount_tolerance_minor,
-        (pl.col("day") - pl.col("day_right")).abs() <= rules.date_window_days,
-    ).select(l="n", r="n_right")
+    # The last cut was by day, so two rows alone are within the window; the cut by amount may have had others between.
+    close = couples.filter((pl.col("amount") - pl.col("amount_right")).abs() <= rules.amount_tolerance_minor).select(
+        l="n", r="n_right"
+    )
     found: list[tuple[int, int]] = []
     for lefts, rights in _components(rows.filter(~lone)):
         checkpoint()

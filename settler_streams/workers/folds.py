@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.agents import admission, flags, recorder, scheduler
+from settler_streams.agents import admission, dead_letters, flags, noisy_neighbour, recorder, scheduler
 from settler_streams.core.fold import State, Value
 from settler_streams.runtime.app import BatchAgent, FoldApp
 from settler_streams.runtime.projection import ProjectionSession, ProjectionSpec
@@ -32,9 +32,14 @@ FOLDS: dict[str, Role] = {
     admission.ROLE: Role(admission.admission, admission.KINDS, admission.new_logic),
     scheduler.ROLE: Role(scheduler.scheduler, scheduler.KINDS, scheduler.new_logic),
     flags.ROLE: Role(flags.flags, flags.KINDS, flags.new_logic),
+    noisy_neighbour.ROLE: Role(noisy_neighbour.noisy_neighbour, noisy_neighbour.KINDS, noisy_neighbour.new_logic),
+    noisy_neighbour.DETECTOR_ROLE: Role(
+        noisy_neighbour.noisy_neighbour, noisy_neighbour.DETECTOR_KINDS, noisy_neighbour.new_detector
+    ),
 }
 PROJECTIONS: dict[str, BatchAgent] = {
     recorder.ROLE: recorder.recorder,
+    dead_letters.ROLE: dead_letters.dead_letters,
 }
 ROLES = (*FOLDS, *PROJECTIONS)
 """Every role that a worker can run."""

@@ -99,21 +99,20 @@ class Oracle:
         if len(wanting) < 2:
             return (wanting.pop() if wanting else None), False
         enterprise_share, standard_share = self.slots * self.reserved, self.slots * (1000 - self.reserved)
+        between = enterprise_share % 1000 != 0
         if (len(self.in_lane(True, True)) + 1) * 1000 <= enterprise_share:
-            return True, False
+            return True, between
         if (len(self.in_lane(False, True)) + 1) * 1000 <= standard_share:
-            return False, False
-        return self.balance <= 0, True
+            return False, between
+        return self.balance <= 0, between
 
     def candidates(self, lane):
         return [(t.tag, n) for n, t in self.tenants.items() if t.eligible and t.contract.enterprise == lane]
 
     def pay_contested(self, lane, cost_us):
-        enterprise, standard = self.slots * self.reserved, self.slots * (1000 - self.reserved)
-        if lane:
-            self.balance += cost_us * (standard % 1000) * (standard // 1000 + 1)
-        else:
-            self.balance -= cost_us * (enterprise % 1000) * (enterprise // 1000 + 1)
+        self.balance += cost_us * (1000 - self.reserved) if lane else -cost_us * self.reserved
+        limit = 1000 * CHARGED_US_MAX
+        self.balance = sorted((-limit, self.balance, limit))[1]
 
     def dispatch(self):
         if sum(job.running for job in self.jobs) >= self.slots:

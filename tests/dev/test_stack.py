@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,30 @@ def test_all_three_come_up_are_found_again_and_go_down(make: Callable[..., Embed
     make().down()
 
 
+def test_what_another_process_has_started_since_is_found_not_replaced(make: Callable[..., EmbeddedStack]) -> None:
+    early, late = make(), make()
+    early.up({"valkey"})
+    early.down()
+    late.up({"valkey"})
+    running = pids(late)
+    assert pids(early) == running
+    early.up({"valkey"})
+    assert pids(late) == running
+    early.down()
+    assert pids(late) == {}
+
+
+def test_a_handle_stays_valid_through_a_stop_and_the_next_start(make: Callable[..., EmbeddedStack]) -> None:
+    stack = make()
+    stack.up({"valkey"})
+    handle = stack.part("valkey")
+    handle.stop()
+    assert [part.state for part in stack.status() if part.name == "valkey"] == ["stopped"]
+    stack.up({"valkey"})
+    assert stack.part("valkey") is handle
+    assert handle.running
+
+
 def test_kafka_keeps_its_topics_through_a_crash_and_a_change_of_ports(make: Callable[..., EmbeddedStack]) -> None:
     stack = make()
     create_topic(stack.up({"kafka"}), "kept")
@@ -175,6 +200,20 @@ def test_a_ctrl_c_in_the_terminal_reaches_the_parent_alone(make: Callable[..., E
         process.wait(WAIT_S)
     assert pids(make()) == running
     assert len(running) == 2
+
+
+def test_a_ctrl_c_during_the_start_leaves_nothing_running(make: Callable[..., EmbeddedStack]) -> None:
+    stack = make()
+    with parent(stack, "kafka", "valkey") as process:
+        log = stack.state_dir / "kafka" / "kafka.log"
+        end_s = time.monotonic() + WAIT_S
+        while not log.exists():
+            assert time.monotonic() < end_s
+            os.sched_yield()
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(WAIT_S) != 0
+    assert pids(stack) == {}
+    assert stored(stack).processes == {}
 
 
 def test_a_lost_state_file_costs_no_data_and_leaves_no_process(make: Callable[..., EmbeddedStack]) -> None:

@@ -92,7 +92,8 @@ async def write_results(
     """Replace the result rows of one attempt, in one transaction under the tenant's context.
 
     Writing an attempt again leaves exactly the rows of the last write. Chunks are taken one at a time, so memory holds
-    one chunk, whatever the size of the result; each has at most :data:`CHUNK_ROWS_MAX` rows.
+    one chunk, whatever the size of the result; each has at most :data:`CHUNK_ROWS_MAX` rows. Compute the result first:
+    the server ends a transaction that pauses for 20 s between two chunks.
 
     Raises:
         RecordError: Postgres refuses a row (U+0000, a report that does not balance); nothing was changed.
