@@ -6,6 +6,7 @@ other label takes its values from the code or the topology.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -151,7 +152,7 @@ class Metrics:
         self.quota_thresholds.labels(reached.quota.value, str(reached.percent)).inc()
 
     def _became_noisy(self, noisy: TenantNoisy, tenant: TenantId) -> None:
-        ratio = noisy.ratio_per_mille / 1000
+        ratio = math.inf if noisy.ratio_per_mille is None else noisy.ratio_per_mille / 1000
         self.noisy_signals.labels("noisy", noisy.resource).inc()
         if self._noisy.admit(tenant, ratio):
             self.noisy_ratio.labels(tenant, noisy.resource).set(ratio)
