@@ -1,15 +1,15 @@
 """The dead-letter agent: an index of the dead letters in Postgres, so that operators find them by tenant and reason.
 
-The bytes stay in Kafka; see :mod:`settler_streams.runtime.deadletters` for their form.
+The bytes stay in Kafka; see :mod:`settler_streams.adapters.kafka.dead_letter_form` for their form.
 """
 
 from __future__ import annotations
 
 from aiokafka.structs import ConsumerRecord
 
+from settler_streams.adapters.kafka import dead_letter_form as deadletters
 from settler_streams.adapters.postgres.effects import DeadLetter, Effect
 from settler_streams.ids import PLATFORM, TenantId, canonical_tenant
-from settler_streams.runtime import deadletters
 from settler_streams.runtime.app import Batches
 
 ROLE = "dead-letters"

@@ -17,6 +17,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from settler_streams.adapters.kafka import dead_letter_form as deadletters
 from settler_streams.adapters.kafka.broker import admin
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.adapters.postgres.effects import Effect
@@ -25,7 +26,6 @@ from settler_streams.adapters.postgres.projection import PositionMove, Refused, 
 from settler_streams.core.fold import Record
 from settler_streams.errors import RecordError, StateError, UnavailableError
 from settler_streams.events import decode
-from settler_streams.runtime import deadletters
 from settler_streams.runtime.step import STEP_DEADLINE_S, Raw, Records, key_of, traceparent_of
 from settler_streams.topology import Projection, Topology, full_name
 

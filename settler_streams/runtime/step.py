@@ -23,11 +23,11 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams import __version__
+from settler_streams.adapters.kafka import dead_letter_form as deadletters
 from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, Outcome, Record
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, decode, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, derived_id
-from settler_streams.runtime import deadletters
 from settler_streams.runtime.outputs import Outputs
 
 if TYPE_CHECKING:
