@@ -159,14 +159,13 @@ class Step:
 
     async def _commit(self) -> None:
         session = self._session
-        if self.now_ms > session.now_ms:
-            session.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
+        positions = session.positions | {tp: raws[-1].offset + 1 for tp, raws in self._records.items()}
+        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions))})
         self._add_changelog()
         self._add_journal()
         await self._bounded(self._outputs.send_all())
-        for tp, raws in self._records.items():
-            session.positions[tp] = raws[-1].offset + 1
-        await self._bounded(session.commit())
+        await self._bounded(session.commit(positions))
+        session.positions = positions
         session.state.merge()
         session.now_ms = self.now_ms
         self._observation.committed(sum(len(raws) for raws in self._records.values()), self.now_ms)
