@@ -1,6 +1,6 @@
 """The HTTP transport, for tenants: everything through the gateway, with an API key.
 
-The same promises as over Kafka. One event stream per transport tells it its tenant's results, and resumes after a break.
+The same promises as over Kafka. One event stream per transport tells its tenant's results, and resumes after a break.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ async def test_create_tenant_as_the_specification_writes_it(platform: Platform) 
     assert (user["email"], user["role"]) == ("admin@acme.com", "owner")
     assert await verify_password(user["password_hash"], "password")
     assert not await verify_password(user["password_hash"], "Password")
-    await settled(lambda: platform.directory.get(tenant.id) is not None)
+    await settled(platform.directory.feed, lambda: platform.directory.get(tenant.id) is not None)
 
 
 async def test_a_taken_slug_changes_nothing(platform: Platform) -> None:
@@ -54,7 +54,7 @@ async def test_a_taken_slug_changes_nothing(platform: Platform) -> None:
             name="Other", slug=first.tenant.slug, owner_email="a@b.example", owner_password_hash="x"
         )
     await platform.new_tenant()  # a later tenant passes through outbox and topic, so an earlier one would have too
-    await settled(lambda: len(platform.directory) > known)
+    await settled(platform.directory.feed, lambda: len(platform.directory) > known)
     assert len(platform.directory) == known + 1
 
 
@@ -81,7 +81,9 @@ async def test_changes_count_versions_and_are_audited(platform: Platform) -> Non
     assert rows[1]["actor"] == "operator"
     assert [json.loads(row["after"])["version"] for row in rows] == [1, 2, 3, 4, 5]
     assert json.loads(rows[1]["before"])["tier"] == "starter"
-    await settled(lambda: (t := platform.directory.get(tenant.id)) is not None and t.version == 5)
+    await settled(
+        platform.directory.feed, lambda: (t := platform.directory.get(tenant.id)) is not None and t.version == 5
+    )
 
 
 async def test_changes_at_once_are_serialised(platform: Platform) -> None:
@@ -90,7 +92,9 @@ async def test_changes_at_once_are_serialised(platform: Platform) -> None:
     changed = await asyncio.gather(*(platform.tenants.change_quotas(tenant.id, limit) for limit in limits))
     assert sorted(t.version for t in changed) == list(range(2, 10))
     final = await platform.tenants.get(tenant.id)
-    await settled(lambda: (t := platform.directory.get(tenant.id)) is not None and t.version == 9)
+    await settled(
+        platform.directory.feed, lambda: (t := platform.directory.get(tenant.id)) is not None and t.version == 9
+    )
     known = platform.directory.get(tenant.id)
     assert known is not None
     assert known.quotas == final.quotas
@@ -101,7 +105,7 @@ async def test_children_share_their_roots_partition_and_end_at_eight_levels(plat
     for _ in range(7):
         parent = (await platform.new_tenant(parent_id=parent.id)).tenant
         assert parent.root_id == root.id
-    await settled(lambda: len(platform.directory.chain(parent.id)) == 8)
+    await settled(platform.directory.feed, lambda: len(platform.directory.chain(parent.id)) == 8)
     with pytest.raises(InvalidRequestError, match="8 levels"):
         await platform.new_tenant(parent_id=parent.id)
     with pytest.raises(NotFoundError):

@@ -22,6 +22,7 @@ import redis.asyncio
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import RedisError
 
 from settler_streams.core.token_bucket import Bucket, RatePolicy, empty, take_all
@@ -98,7 +99,8 @@ class ValkeyRateLimiter:
             timeout=ANSWER_DEADLINE_S,
             socket_timeout=ANSWER_DEADLINE_S,
             socket_connect_timeout=ANSWER_DEADLINE_S,
-            retry=Retry(NoBackoff(), 0),
+            # A connection that Valkey closed (it restarted) is made anew, once; at worst the request is charged twice.
+            retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionLostError,)),
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._take = self._client.register_script(_SCRIPT)
