@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
+import signal
+import sys
 import uuid
 
 import httpx
 import pytest
 
-from settler_streams.events import TenantTier
+from settler_streams.events import QuotaType, TenantTier
+from settler_streams.gateway import middleware
 from settler_streams.gateway.app import OPERATIONS
 from settler_streams.gateway.bodies import event_id_of
+from settler_streams.gateway.results import STREAMS_PER_TENANT_MAX
+from settler_streams.gateway.serve import bind
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services import Scope
 from tests.gateway.gateways import JOB, keyed, running_gateway
@@ -79,7 +86,7 @@ async def test_without_valkey_requests_go_on_within_a_share(platform: Platform, 
 
 async def test_draining_says_not_ready_and_still_serves(platform: Platform) -> None:
     async with (
-        running_gateway(platform.settings, drain_s=3) as (url, stop),
+        running_gateway(platform.settings, drain_s=2) as (url, stop),
         keyed(platform, url) as tenant,
         tenant.http.stream("GET", "/v1/results") as stream,
     ):
@@ -125,3 +132,77 @@ def test_an_idempotency_key_gives_one_id_per_tenant() -> None:
     assert event_id_of(one, given) == given
     for derived in (given.upper(), str(uuid.uuid4()), given.replace("-", "")):
         assert event_id_of(one, derived) != event_id_of(two, derived)
+
+
+async def test_a_tenant_opens_a_bounded_number_of_streams(platform: Platform, gateway_url: str) -> None:
+    async with keyed(platform, gateway_url) as tenant, contextlib.AsyncExitStack() as stack:
+        for _ in range(STREAMS_PER_TENANT_MAX):
+            stream = await stack.enter_async_context(tenant.http.stream("GET", "/v1/results"))
+            assert stream.status_code == 200
+        assert (await tenant.http.get("/v1/results")).status_code == 503
+
+
+async def test_a_body_that_does_not_come_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "REQUEST_DEADLINE_S", 0.05)
+    sent: list[dict[str, object]] = []
+
+    async def never_reached(*_: object) -> None:
+        raise AssertionError("the application saw half a body")
+
+    async def receive() -> dict[str, object]:
+        if not sent_chunk:
+            sent_chunk.append(True)
+            return {"type": "http.request", "body": b"{", "more_body": True}
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    sent_chunk: list[bool] = []
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": []}
+    await middleware.BoundsMiddleware(never_reached)(scope, receive, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 503
+
+
+async def test_a_child_draws_on_its_parents_rate(platform: Platform, gateway_url: str) -> None:
+    parent = (await platform.new_tenant(TenantTier.FREE, quotas={QuotaType.RATE_LIMIT: 1})).tenant
+    async with (
+        keyed(platform, gateway_url, parent_id=parent.id) as one,
+        keyed(platform, gateway_url, parent_id=parent.id) as two,
+    ):
+        path = f"/v1/jobs/{uuid.uuid4()}"
+        spent = [(await child.http.get(path)).status_code for child in (one, two) * 5]
+        assert spent == [404] * 10
+        refused = await two.http.get(path)
+        assert refused.status_code == 429
+        assert refused.headers["ratelimit-policy"] == '"http";q=10;w=60'
+        assert 1 <= int(refused.headers["retry-after"]) <= 6
+
+
+async def test_a_process_drains_on_the_first_signal_and_exits_clean(platform: Platform) -> None:
+    port_probe = bind("127.0.0.1", 0)
+    port = port_probe.getsockname()[1]
+    port_probe.close()
+    settings = platform.settings.model_copy(update={"gateway_port": port})
+    program = (
+        "import asyncio; from settler_streams.gateway import serve; from settler_streams.settings import Settings;"
+        "asyncio.run(serve(Settings.from_environment(), drain_s=0.2))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, env={**os.environ, **settings.environment()}, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            async for line in process.stdout:
+                if b"gateway ready" in line:
+                    break
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(f"http://127.0.0.1:{port}/livez", timeout=10)).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
