@@ -117,7 +117,7 @@ class Topology(_Model):
         for name in role.inputs:
             topic = self.topic(name)
             counts.add(self.partitions(name))
-            if role.role not in topic.readers and name != "dead-letters":
+            if role.role not in topic.readers:
                 raise ValueError(f"{role.role} reads {name}, which does not name it as a reader")
         if len(counts) != 1:
             raise ValueError(f"{role.role}: inputs differ in partition count, so they cannot be co-partitioned")

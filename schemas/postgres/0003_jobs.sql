@@ -51,35 +51,41 @@ CREATE TABLE executions (
 CALL protect_tenant_table('executions');
 GRANT SELECT, INSERT, UPDATE ON executions TO settler_services;
 
--- One row per matched pair. A payment that settles several invoices is one group of several rows, in which the left
--- amount is repeated; a one-to-one match is a group of one row.
+-- One row per match: a left record and the right record, or records, that it settles. `right_amount_minor` is their sum;
+-- across currencies there is no difference.
 CREATE TABLE matches (
     tenant_id          uuid NOT NULL,
     job_id             uuid NOT NULL,
     attempt            integer NOT NULL CHECK (attempt >= 1),
-    row_no             bigint NOT NULL,
-    group_no           bigint NOT NULL,
+    match_no           bigint NOT NULL,
+    kind               text NOT NULL,
     left_id            text NOT NULL,
-    right_id           text NOT NULL,
+    right_ids          text[] NOT NULL CHECK (cardinality(right_ids) >= 1),
+    left_currency      text NOT NULL CHECK (left_currency ~ '^[A-Z]{3}$'),
+    right_currency     text NOT NULL CHECK (right_currency ~ '^[A-Z]{3}$'),
     left_amount_minor  bigint NOT NULL,
     right_amount_minor bigint NOT NULL,
-    currency           text NOT NULL CHECK (currency ~ '^[A-Z]{3}$'),
-    rule               text NOT NULL,
-    PRIMARY KEY (tenant_id, job_id, attempt, row_no)
+    difference_minor   bigint,
+    PRIMARY KEY (tenant_id, job_id, attempt, match_no)
 );
 CALL protect_tenant_table('matches');
 GRANT SELECT, INSERT, DELETE ON matches TO settler_services;
 
+-- One row per record without a partner. `record_no` is its place in its set, from 1. A record that could not be read
+-- has a detail, and no currency, amount or date.
 CREATE TABLE unmatched (
     tenant_id    uuid NOT NULL,
     job_id       uuid NOT NULL,
     attempt      integer NOT NULL CHECK (attempt >= 1),
     row_no       bigint NOT NULL,
     side         text NOT NULL CHECK (side IN ('left', 'right')),
-    record_id    text NOT NULL,
-    amount_minor bigint NOT NULL,
-    currency     text NOT NULL CHECK (currency ~ '^[A-Z]{3}$'),
+    record_no    bigint NOT NULL CHECK (record_no >= 1),
+    record_id    text,
+    currency     text CHECK (currency ~ '^[A-Z]{3}$'),
+    amount_minor bigint,
+    record_date  date,
     reason       text NOT NULL,
+    detail       text,
     PRIMARY KEY (tenant_id, job_id, attempt, row_no)
 );
 CALL protect_tenant_table('unmatched');
@@ -91,7 +97,7 @@ CREATE TABLE reports (
     job_id                uuid NOT NULL,
     attempt               integer NOT NULL CHECK (attempt >= 1),
     currency              text NOT NULL CHECK (currency ~ '^[A-Z]{3}$'),
-    match_groups          bigint NOT NULL CHECK (match_groups >= 0),
+    matches               bigint NOT NULL CHECK (matches >= 0),
     left_rows             bigint NOT NULL CHECK (left_rows >= 0),
     left_rows_matched     bigint NOT NULL CHECK (left_rows_matched >= 0),
     left_rows_unmatched   bigint NOT NULL CHECK (left_rows_unmatched >= 0),

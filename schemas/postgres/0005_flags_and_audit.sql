@@ -1,12 +1,13 @@
 -- Feature flags, and the record of who changed what.
 
 -- Nothing in the key is NULL, since a NULL would escape it: a platform-wide flag carries the nil UUID as its tenant,
--- and a flag that is not about one user the nil UUID as its user.
+-- and a flag that is not about one user the empty string as its user. A user here is whatever key the caller evaluates
+-- flags for, which need not be a row of `users`.
 CREATE TABLE feature_flags (
     tenant_id      uuid NOT NULL,
     flag           text NOT NULL,
     scope          text NOT NULL CHECK (scope IN ('user', 'tenant', 'global')),
-    user_id        uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    user_id        text NOT NULL DEFAULT '',
     enabled        boolean NOT NULL,
     killed         boolean NOT NULL DEFAULT false,
     -- Rules, percentages and salt, as the flags agent accepted them.
@@ -18,7 +19,7 @@ CREATE TABLE feature_flags (
     source_version bigint NOT NULL CHECK (source_version >= 0),
     PRIMARY KEY (tenant_id, flag, scope, user_id),
     CHECK ((scope = 'global') = (tenant_id = '00000000-0000-0000-0000-000000000000')),
-    CHECK ((scope = 'user') = (user_id <> '00000000-0000-0000-0000-000000000000'))
+    CHECK ((scope = 'user') = (user_id <> ''))
 );
 -- The one table in which every tenant may read the platform's rows; it may write only its own. Hence its own policies:
 -- reading is wider by the nil UUID, once there is a context; INSERT, UPDATE and DELETE are as everywhere.

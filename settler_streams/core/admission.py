@@ -328,7 +328,8 @@ class Admission:
             },
             running=usage.running,
             limits=limits.by_quota,
-            rate_tokens_left=quotas.tokens_left(usage, limits, now_ms),
+            rate_tokens_used=limits.rate.burst - quotas.tokens_left(usage, limits, now_ms),
+            rate_burst=limits.rate.burst,
         )
 
     def _tenant_of(self, record: Record) -> Tenant | None:

@@ -57,7 +57,8 @@ class Record:
 class Emit:
     """One event to publish. ``key`` is the root tenant (or state key); ``partition`` is given where the topic wants it.
 
-    The id is derived from the input's id and ``suffix``: the same input always yields the same outputs.
+    The id is derived from the input's id and ``suffix``: the same input always yields the same outputs. ``traceparent``
+    is that of the input unless another one is given.
     """
 
     topic: str
@@ -68,6 +69,7 @@ class Emit:
     subject: str | None = None
     partition: int | None = None
     event_id: str | None = None
+    traceparent: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,17 @@ CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 D_co = TypeVar("D_co", bound=Part, covariant=True)
 
 _Uuid = _annotation(Uuid)
-_Source = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-_Subject = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+SOURCE_LENGTH_MAX = 200
+SUBJECT_LENGTH_MAX = 200
+_Source = Annotated[str, msgspec.Meta(min_length=1, max_length=SOURCE_LENGTH_MAX)]
+_Subject = Annotated[str, msgspec.Meta(min_length=1, max_length=SUBJECT_LENGTH_MAX)]
 _Time = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
 class Envelope(msgspec.Struct, Generic[D_co], frozen=True, kw_only=True):
     """One event. ``id`` is unique per ``source``; ``tenantid`` is whom it concerns; ``data`` is the event's body."""
 
+    specversion: Literal["1.0"]
     id: str
     source: str
     time: dt.datetime
@@ -62,7 +65,7 @@ def _envelope_struct(event_type: str, body: type[Part]) -> type[Envelope[Part]]:
         msgspec.defstruct(
             f"{body.__name__}Envelope",
             [
-                ("specversion", Literal["1.0"], "1.0"),
+                ("specversion", Literal["1.0"]),
                 ("id", _Uuid),
                 ("source", _Source),
                 ("subject", _Subject | None, None),
@@ -76,6 +79,7 @@ def _envelope_struct(event_type: str, body: type[Part]) -> type[Envelope[Part]]:
             tag=event_type,
             frozen=True,
             kw_only=True,
+            omit_defaults=True,
         ),
     )
 
@@ -92,7 +96,9 @@ def envelope(
     data: Part, *, event_id: str, source: str, tenant: TenantId, time: dt.datetime, subject: str | None = None
 ) -> Envelope[Part]:
     """Put ``data`` into its envelope; the type attribute follows from the body."""
-    return _ENVELOPES[type(data)](id=event_id, source=source, time=time, tenantid=tenant, data=data, subject=subject)
+    return _ENVELOPES[type(data)](
+        specversion="1.0", id=event_id, source=source, time=time, tenantid=tenant, data=data, subject=subject
+    )
 
 
 def encode(event: Envelope[Part]) -> bytes:

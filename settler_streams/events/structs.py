@@ -143,4 +143,5 @@ def _collect(item: Any, rules: dict[str, Any]) -> None:
             if pattern is None:
                 raise TypeError(f"no msgspec rule for the constraint {item!r}")
             if pattern != NO_NUL:
-                rules["pattern"] = pattern
+                # In Python's dialect `$` also matches before a final line feed; in JSON Schema's and pydantic's not.
+                rules["pattern"] = pattern.removesuffix("$") + r"\Z" if pattern.endswith("$") else pattern

@@ -61,7 +61,8 @@ class TenantUsage(Part):
     used: dict[Resource, Int64]
     running: Count
     limits: dict[QuotaType, Count]
-    rate_tokens_left: Count = 0
+    rate_tokens_used: Count = 0
+    rate_burst: Count = 0
 
 
 @event("settler.quota.threshold.v1")
@@ -80,6 +81,7 @@ class TenantSums(Part):
     """One tenant's sums of one window."""
 
     tenant: Uuid
+    root: Uuid
     requests: Count = 0
     worker_us: Count = 0
     storage_bytes: Count = 0
@@ -87,13 +89,14 @@ class TenantSums(Part):
 
 @event("settler.usage.partial.v1")
 class UsagePartial(Part):
-    """One partition's sums of one window; a later partial of the same window replaces an earlier one."""
+    """One partition's sums of one window, whole, in chunks; a greater ``revision`` of a chunk replaces a lesser."""
 
     partition: PartitionNumber
     window_start_ms: Millis
     window_ms: Positive
+    revision: Count
+    chunk: Count = 0
     sums: tuple[TenantSums, ...]
-    final: bool = False
 
 
 @event("settler.tenant.noisy.v1")
@@ -105,7 +108,7 @@ class TenantNoisy(Part):
     window_ms: Positive
     used: Count
     others_average: Count
-    ratio_per_mille: Count
+    ratio_per_mille: Count | None = None
     tenants: Count
 
 

@@ -23,11 +23,12 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams import __version__
+from settler_streams.adapters.kafka import dead_letter_form as deadletters
 from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, Outcome, Record
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, decode, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, derived_id
-from settler_streams.runtime import deadletters
+from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Step:
         self._outputs = Outputs(session.producer)
         self._raw: Raw | None = None
         self._record: Record | None = None
-        self._published = 0
+        self._observation = Observation(session.id.role, session.id.partition)
         self.now_ms = session.now_ms
         self._check_positions()
 
@@ -88,7 +89,7 @@ class Step:
                 self._raw = raw
                 self.now_ms = max(self.now_ms, raw.timestamp)
                 try:
-                    key = _key_of(raw)
+                    key = key_of(raw)
                     home = self._spec.router.home_of(topic, key, partition)
                     if home != partition:
                         self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
@@ -98,7 +99,7 @@ class Step:
                 except RecordError as error:
                     self._dead_letter(raw, error)
                     continue
-                self._record = Record(topic, partition, raw.offset, key, event, _traceparent_of(raw))
+                self._record = Record(topic, partition, raw.offset, key, event, traceparent_of(raw))
                 yield self._record
         self._raw = self._record = None
 
@@ -119,17 +120,17 @@ class Step:
         """Add the decision's events to the transaction; their ids follow from the record in hand."""
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
-        headers = [_CONTENT_TYPE]
-        if record.traceparent is not None:
-            headers.append((_TRACEPARENT, record.traceparent))
         for emit in outcome.emits:
+            headers = [_CONTENT_TYPE]
+            if (trace := emit.traceparent or record.traceparent) is not None:
+                headers.append((_TRACEPARENT, trace))
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
             partition = emit.partition
             if partition is None:
                 partition = self._spec.router.partition_for(emit.topic, emit.key)
             value = self._encode(emit.data, event_id, emit.tenant, emit.subject)
             self._outputs.add(self._spec.topic(emit.topic), partition, emit.key.encode(), value, headers)
-            self._published += 1
+            self._observation.published(emit.data, emit.tenant)
 
     def _encode(self, data: Part, event_id: str, tenant: TenantId, subject: str | None) -> bytes:
         fold = self._session.id
@@ -141,6 +142,7 @@ class Step:
         partition = raw.partition % self._spec.topology.partitions("dead-letters")
         headers = deadletters.headers(raw, self._session.id.role, error, self.now_ms)
         self._outputs.add(self._spec.topic("dead-letters"), partition, raw.key, raw.value or b"", headers)
+        self._observation.dead_letter(error.reason)
         where = f"{raw.topic}-{raw.partition}@{raw.offset}"
         log.warning("dead letter", record=where, reason=error.reason, detail=error.detail[:300])
 
@@ -167,6 +169,7 @@ class Step:
         await self._bounded(session.commit())
         session.state.merge()
         session.now_ms = self.now_ms
+        self._observation.committed(sum(len(raws) for raws in self._records.values()), self.now_ms)
 
     def _add_changelog(self) -> None:
         session = self._session
@@ -186,7 +189,7 @@ class Step:
             partition=fold.partition,
             runs=runs,
             now_ms=self.now_ms,
-            outputs=self._published,
+            outputs=self._observation.outputs,
             code_version=__version__,
         )
         event_id = derived_id(PLATFORM, f"{fold.transactional_id}/{runs[0].topic}/{runs[0].first}")
@@ -221,14 +224,14 @@ class Step:
             raise UnavailableError(f"{fold}: {error!r}") from error
 
 
-def _key_of(raw: Raw) -> str:
+def key_of(raw: Raw) -> str:
     try:
         return raw.key.decode() if raw.key is not None else ""
     except UnicodeDecodeError as error:
         raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
 
 
-def _traceparent_of(raw: Raw) -> bytes | None:
+def traceparent_of(raw: Raw) -> bytes | None:
     return next((value for name, value in raw.headers if name == _TRACEPARENT), None) if raw.headers else None
 
 

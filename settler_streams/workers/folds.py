@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from settler_streams.agents import admission
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.agents import admission, dead_letters, flags, noisy_neighbour, recorder, scheduler
 from settler_streams.core.fold import State, Value
 from settler_streams.runtime.app import BatchAgent, FoldApp
+from settler_streams.runtime.projection import ProjectionSession, ProjectionSpec
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.session import FoldSpec, Session
 from settler_streams.runtime.ticker import Ticker
@@ -26,14 +28,38 @@ class Role:
     new_logic: Callable[[State, int, Topology], Any]
 
 
-ROLES: dict[str, Role] = {
+FOLDS: dict[str, Role] = {
     admission.ROLE: Role(admission.admission, admission.KINDS, admission.new_logic),
+    scheduler.ROLE: Role(scheduler.scheduler, scheduler.KINDS, scheduler.new_logic),
+    flags.ROLE: Role(flags.flags, flags.KINDS, flags.new_logic),
+    noisy_neighbour.ROLE: Role(noisy_neighbour.noisy_neighbour, noisy_neighbour.KINDS, noisy_neighbour.new_logic),
+    noisy_neighbour.DETECTOR_ROLE: Role(
+        noisy_neighbour.noisy_neighbour, noisy_neighbour.DETECTOR_KINDS, noisy_neighbour.new_detector
+    ),
 }
+PROJECTIONS: dict[str, BatchAgent] = {
+    recorder.ROLE: recorder.recorder,
+    dead_letters.ROLE: dead_letters.dead_letters,
+}
+ROLES = (*FOLDS, *PROJECTIONS)
+"""Every role that a worker can run."""
+
+
+def new_app(role: str, settings: Settings, topology: Topology, pool: TenantConnectionPool | None) -> FoldApp:
+    """The Faust app of ``role``, with its agent registered. Call it inside the running event loop.
+
+    ``pool`` is needed by projections only.
+    """
+    if role in FOLDS:
+        return fold_app(role, settings, topology)
+    if pool is None:
+        raise ValueError(f"{role} writes to Postgres and needs a pool")
+    return projection_app(role, settings, topology, pool)
 
 
 def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
-    """The Faust app of ``role``, with its agent registered. Call it inside the running event loop."""
-    definition = ROLES[role]
+    """The app of a role whose state lies in Kafka."""
+    definition = FOLDS[role]
     declared = topology.fold(role)
     spec = FoldSpec(
         declared=declared,
@@ -44,18 +70,34 @@ def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
         new_logic=partial(_new_logic, definition, topology),
         router=Router(topology),
     )
-    app = FoldApp(
-        f"{settings.deployment}.{role}",
-        bootstrap_servers=settings.kafka_bootstrap_servers,
-        input_topics=tuple(spec.topic(name) for name in declared.inputs),
-        partitions=topology.fold_partitions(role),
-        new_session=partial(Session, spec),
-    )
+    app = _app(role, declared.inputs, settings, topology, partial(Session, spec))
     app.batch_agent(definition.agent)
     if declared.tick is not None:
         tick_topic = full_name(settings.deployment, declared.tick)
         app.ticker = Ticker(role, tick_topic, settings.kafka_bootstrap_servers, app.open_folds)
     return app
+
+
+def projection_app(role: str, settings: Settings, topology: Topology, pool: TenantConnectionPool) -> FoldApp:
+    """The app of a role that writes to Postgres together with its position there."""
+    declared = topology.projection(role)
+    spec = ProjectionSpec(declared, topology, settings.kafka_bootstrap_servers, settings.deployment, pool)
+    app = _app(role, declared.inputs, settings, topology, partial(ProjectionSession, spec))
+    app.batch_agent(PROJECTIONS[role])
+    return app
+
+
+def _app(
+    role: str, inputs: tuple[str, ...], settings: Settings, topology: Topology, new_session: Callable[[int], Any]
+) -> FoldApp:
+    return FoldApp(
+        role,
+        f"{settings.deployment}.{role}",
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        input_topics=tuple(full_name(settings.deployment, name) for name in inputs),
+        partitions=topology.partitions(inputs[0]),
+        new_session=new_session,
+    )
 
 
 def _new_logic(definition: Role, topology: Topology, state: State, partition: int) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import structlog
 
 from settler_streams.errors import FencedError, StateError
 from settler_streams.runtime.app import FoldApp
+from settler_streams.signals import stop_on_signals
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ EXIT_OK, EXIT_ERROR, EXIT_FENCED, EXIT_STATE = 0, 1, 2, 3
 
 async def run(apps: Sequence[FoldApp]) -> int:
     """Run ``apps`` until SIGTERM, SIGINT or a failure; returns the exit code."""
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     tickers = [asyncio.create_task(app.ticker.run()) for app in apps if app.ticker is not None]
     failures = [app.failure for app in apps]
     try:
@@ -48,21 +48,6 @@ async def _stop_all(apps: Sequence[FoldApp]) -> None:
             await asyncio.gather(*(app.stop() for app in apps))
     except TimeoutError:
         log.exception("worker did not stop in time", deadline_s=STOP_DEADLINE_S)
-
-
-def _stop_on_signals() -> asyncio.Future[None]:
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[None] = loop.create_future()
-
-    def on_signal(name: str) -> None:
-        if stop.done():
-            os._exit(EXIT_ERROR)
-        log.info("stopping", signal=name)
-        stop.set_result(None)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, on_signal, signum.name)
-    return stop
 
 
 def _exit_code(failures: Sequence[BaseException], tickers: Sequence[asyncio.Task[None]]) -> int:

@@ -82,12 +82,14 @@ def test_a_missing_extra_says_how_to_install_it(tmp_path: Path, monkeypatch: pyt
 
 def test_the_recorded_archive_is_used_by_the_next_run(tmp_path: Path) -> None:
     runtime, recording = jvm.Runtime(tmp_path / "cache"), tmp_path / "recording.aot"
+    assert runtime.archive_options(None) == []
     assert runtime.archive_options(recording) == [f"-XX:AOTCacheOutput={recording}"]
     recording.write_bytes(b"archive")
     runtime.keep_archive(recording)
     assert not recording.exists()
     (option,) = runtime.archive_options(recording)
     assert option.startswith(f"-XX:AOTCache={tmp_path}/cache/kafka-")
+    assert runtime.archive_options(None) == [option]
     runtime.keep_archive(recording)  # a run that recorded nothing changes nothing
     assert runtime.archive_options(recording) == [option]
 

@@ -112,7 +112,8 @@ _RULES: Final[dict[str, str]] = {
     "the services' roles own nothing and stand above nothing": """
     SELECT rolname FROM pg_roles r
     WHERE (rolname IN ('settler_services', 'settler_relay')
-           OR pg_has_role(r.oid, 'settler_services', 'MEMBER') AND NOT rolsuper)
+           OR EXISTS (SELECT FROM pg_auth_members
+                      WHERE roleid = 'settler_services'::regrole AND member = r.oid AND inherit_option))
       AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole
            OR EXISTS (SELECT FROM pg_class WHERE relowner = r.oid)
            OR EXISTS (SELECT FROM pg_proc WHERE proowner = r.oid)

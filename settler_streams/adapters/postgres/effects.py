@@ -1,4 +1,4 @@
-"""What the recorder writes: one type per kind of row, as the functions of ``0007_projection.sql`` read them.
+"""What the recorder writes: one type per kind of row, as the functions of ``0008_projection.sql`` read them.
 
 Times are Unix milliseconds. ``source_version`` orders the states of one row: the greatest wins, whatever the order of
 arrival. For an event it is the offset of its record, since a tenant's events of one topic share a partition.
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
-from settler_streams.ids import PLATFORM, TenantId
+from settler_streams.ids import TenantId
 
 
 class JobDecision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -116,7 +116,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
     changed_by: str
     changed_at_ms: int
     source_version: int
-    user_id: str = PLATFORM
+    user_id: str = ""
     killed: bool = False
     removed: bool = False
 
@@ -137,4 +137,22 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str | None = None
 
 
-Effect: TypeAlias = JobDecision | JobResult | Execution | Usage | QuotaUsage | Signal | Flag | AuditEntry
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a dead letter lies, where its record came from, and why it was refused. Written once, never changed."""
+
+    KIND: ClassVar[str] = "dead_letter"
+
+    tenant_id: TenantId
+    letter_partition: int
+    letter_offset: int
+    role: str
+    reason: str
+    detail: str
+    origin_topic: str
+    origin_partition: int
+    origin_offset: int
+    attempts: int
+    refused_at_ms: int
+
+
+Effect: TypeAlias = JobDecision | JobResult | Execution | Usage | QuotaUsage | Signal | Flag | AuditEntry | DeadLetter

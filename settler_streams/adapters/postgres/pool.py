@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from typing import TYPE_CHECKING, TypeAlias
@@ -30,6 +31,9 @@ _log = structlog.get_logger(__name__)
 # Longest single statement. The largest one writes a chunk of 10,000 result rows, well under a second; a statement
 # that takes longer than this is stuck, and is cancelled.
 _STATEMENT_S_MAX = 30.0
+
+# Longer than a batch takes; a shutdown that waits longer is killed from outside, which ends the same way.
+_CLOSE_S_MAX = 10.0
 
 
 class TenantConnectionPool:
@@ -70,10 +74,15 @@ class TenantConnectionPool:
         return cls(primary, replica, wait_ms_max=settings.db_pool_wait_ms, on_wait=on_wait)
 
     async def close(self) -> None:
-        """Wait for the connections in use, then close all of them."""
+        """Wait a while for the connections in use, then close all of them."""
         for pool in (self._primary, self._replica):
-            if pool is not None:
-                await pool.close()
+            if pool is None:
+                continue
+            try:
+                await asyncio.wait_for(pool.close(), _CLOSE_S_MAX)
+            except TimeoutError:
+                _log.warning("pool closed while connections were in use", after_s=_CLOSE_S_MAX)
+                pool.terminate()
 
     @contextlib.asynccontextmanager
     async def tenant(self, tenant_id: TenantId, *, read_only: bool = False) -> AsyncIterator[Transaction]:

@@ -58,21 +58,25 @@ DELETE_UNMATCHED: Final = "DELETE FROM unmatched WHERE tenant_id = $1 AND job_id
 DELETE_REPORTS: Final = "DELETE FROM reports WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3"
 
 INSERT_MATCHES: Final = """
-INSERT INTO matches (tenant_id, job_id, attempt, row_no, group_no, left_id, right_id, left_amount_minor,
-                     right_amount_minor, currency, rule)
-SELECT $1, $2, $3, $4::bigint + r.ordinality, r.group_no, r.left_id, r.right_id, r.left_amount_minor,
-       r.right_amount_minor, r.currency, r.rule
-FROM unnest($5::bigint[], $6::text[], $7::text[], $8::bigint[], $9::bigint[], $10::text[], $11::text[])
-     WITH ORDINALITY AS r (group_no, left_id, right_id, left_amount_minor, right_amount_minor, currency, rule)
+INSERT INTO matches (tenant_id, job_id, attempt, match_no, kind, left_id, right_ids, left_currency, right_currency,
+                     left_amount_minor, right_amount_minor, difference_minor)
+SELECT $1, $2, $3, $4::bigint + r.ordinality, r.kind, r.left_id,
+       ARRAY(SELECT jsonb_array_elements_text(r.right_ids)), r.left_currency, r.right_currency,
+       r.left_amount_minor, r.right_amount_minor, r.difference_minor
+FROM unnest($5::text[], $6::text[], $7::jsonb[], $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[])
+     WITH ORDINALITY AS r (kind, left_id, right_ids, left_currency, right_currency,
+                           left_amount_minor, right_amount_minor, difference_minor)
 """
 INSERT_UNMATCHED: Final = """
-INSERT INTO unmatched (tenant_id, job_id, attempt, row_no, side, record_id, amount_minor, currency, reason)
-SELECT $1, $2, $3, $4::bigint + r.ordinality, r.side, r.record_id, r.amount_minor, r.currency, r.reason
-FROM unnest($5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[])
-     WITH ORDINALITY AS r (side, record_id, amount_minor, currency, reason)
+INSERT INTO unmatched (tenant_id, job_id, attempt, row_no, side, record_no, record_id, currency, amount_minor,
+                       record_date, reason, detail)
+SELECT $1, $2, $3, $4::bigint + r.ordinality, r.side, r.record_no, r.record_id, r.currency, r.amount_minor,
+       r.record_date, r.reason, r.detail
+FROM unnest($5::text[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::date[], $11::text[], $12::text[])
+     WITH ORDINALITY AS r (side, record_no, record_id, currency, amount_minor, record_date, reason, detail)
 """
 INSERT_REPORT: Final = """
-INSERT INTO reports (tenant_id, job_id, attempt, currency, match_groups,
+INSERT INTO reports (tenant_id, job_id, attempt, currency, matches,
                      left_rows, left_rows_matched, left_rows_unmatched,
                      left_total_minor, left_matched_minor, left_unmatched_minor,
                      right_rows, right_rows_matched, right_rows_unmatched,

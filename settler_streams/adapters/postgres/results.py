@@ -12,6 +12,7 @@ from settler_streams.adapters.postgres.failures import refuses_row
 from settler_streams.errors import InvalidRequestError, RecordError
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Iterable, Sequence
 
     from settler_streams.adapters.postgres.pool import TenantConnectionPool, Transaction
@@ -23,26 +24,30 @@ CHUNK_ROWS_MAX = 20_000
 
 @dataclass(frozen=True)
 class MatchColumns:
-    """Matched pairs, a list per column. The pairs of a group share ``group_no`` and repeat the left amount."""
+    """Matches, a list per column. ``right_ids`` holds a JSON array of ids per match; the right amount is their sum."""
 
-    group_no: Sequence[int]
+    kind: Sequence[str]
     left_id: Sequence[str]
-    right_id: Sequence[str]
+    right_ids: Sequence[str]
+    left_currency: Sequence[str]
+    right_currency: Sequence[str]
     left_amount_minor: Sequence[int]
     right_amount_minor: Sequence[int]
-    currency: Sequence[str]
-    rule: Sequence[str]
+    difference_minor: Sequence[int | None]
 
 
 @dataclass(frozen=True)
 class UnmatchedColumns:
-    """Records without a partner, a list per column; ``side`` is left or right."""
+    """Records without a partner, a list per column; ``side`` is left or right, ``record_no`` the place in the set."""
 
     side: Sequence[str]
-    record_id: Sequence[str]
-    amount_minor: Sequence[int]
-    currency: Sequence[str]
+    record_no: Sequence[int]
+    record_id: Sequence[str | None]
+    currency: Sequence[str | None]
+    amount_minor: Sequence[int | None]
+    record_date: Sequence[dt.date | None]
     reason: Sequence[str]
+    detail: Sequence[str | None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ReportRow:
     """The totals of one currency. On each side, matched plus unmatched equals the whole, in rows and minor units."""
 
     currency: str
-    match_groups: int
+    matches: int
     left_rows: int
     left_rows_matched: int
     left_rows_unmatched: int
@@ -87,7 +92,8 @@ async def write_results(
     """Replace the result rows of one attempt, in one transaction under the tenant's context.
 
     Writing an attempt again leaves exactly the rows of the last write. Chunks are taken one at a time, so memory holds
-    one chunk, whatever the size of the result; each has at most :data:`CHUNK_ROWS_MAX` rows.
+    one chunk, whatever the size of the result; each has at most :data:`CHUNK_ROWS_MAX` rows. Compute the result first:
+    the server ends a transaction that pauses for 20 s between two chunks.
 
     Raises:
         RecordError: Postgres refuses a row (U+0000, a report that does not balance); nothing was changed.

@@ -21,9 +21,9 @@ RELAY = "settler_relay"
 """Reads and empties the outbox; the application role can switch to it."""
 
 _LIMITS = {
-    # A service that holds a transaction open without working holds row locks and dead rows back. The relay is the
-    # longest: it waits for Kafka, whose own deadline is shorter than this.
-    "idle_in_transaction_session_timeout": "60s",
+    # A process that is stopped inside a transaction keeps its row locks, and with them the position that its
+    # successor waits for. The longest honest pause is a wait for Kafka, which gives up after 10 s.
+    "idle_in_transaction_session_timeout": "20s",
     # Longer than any batch takes; a wait beyond it means that the holder is stuck.
     "lock_timeout": "10s",
 }

@@ -71,12 +71,13 @@ class Runtime:
                 write_private(remembered, msgspec.json.encode(jars))
         return ":".join(jar.path for jar in jars)
 
-    def archive_options(self, recording: Path) -> list[str]:
-        """JVM options that use the start-up archive, or record one to ``recording`` while there is none."""
-        recording.unlink(missing_ok=True)
+    def archive_options(self, recording: Path | None) -> list[str]:
+        """JVM options that use the start-up archive; while there is none, that record one to ``recording`` if given."""
+        if recording is not None:
+            recording.unlink(missing_ok=True)
         archive = self._archive()
         if not archive.exists():
-            return [f"-XX:AOTCacheOutput={recording}"]
+            return [] if recording is None else [f"-XX:AOTCacheOutput={recording}"]
         archive.touch()  # the time of its last use, by which old ones are removed
         return [f"-XX:AOTCache={archive}"]
 

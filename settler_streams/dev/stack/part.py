@@ -47,6 +47,11 @@ class Part(ABC):
         return self.home
 
     @property
+    def ports(self) -> tuple[int, ...]:
+        """Every port that it listens on."""
+        return (self.port,)
+
+    @property
     def home_mode(self) -> int:
         """The permissions of the home folder, and of those above it that do not exist yet."""
         return 0o700
@@ -129,7 +134,8 @@ class Part(ABC):
     def end_leftovers(self) -> None:
         """End processes of an earlier run whose parent crashed before it could note them down."""
         if self.cwd.is_dir():
-            end_all(processes_of(self.executable, self.cwd), deadline_s=self.stop_s_max)
+            found = processes_of(self.executable, self.cwd)
+            end_all(found, deadline_s=self.stop_s_max, signum=self.stop_signal)
 
     def _child(self, command: list[str]) -> ChildProcess:
         log = self.home / f"{self.name}.log"

@@ -130,7 +130,7 @@ class Postgres(Part):
         try:
             postmaster = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
             if Path(postmaster.cwd()) == self.data.resolve():
-                end_all([postmaster], deadline_s=self.stop_s_max)
+                end_all([postmaster], deadline_s=self.stop_s_max, signum=self.stop_signal)
         except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
             pass  # gone, another user's, or cut off by a crash: no postmaster of this cluster
         pid_file.unlink(missing_ok=True)

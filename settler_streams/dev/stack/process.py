@@ -223,17 +223,17 @@ def processes_of(executable: Path, cwd: Path) -> list[psutil.Process]:
     return found
 
 
-def end_all(processes: Iterable[psutil.Process], *, deadline_s: float) -> None:
-    """End processes that lost their parent: SIGTERM, past the deadline SIGKILL.
+def end_all(processes: Iterable[psutil.Process], *, deadline_s: float, signum: signal.Signals = signal.SIGTERM) -> None:
+    """End processes that lost their parent: first ``signum``, past the deadline SIGKILL.
 
     Raises:
         UnavailableError: one survived SIGKILL for ten seconds.
     """
     alive = list(processes)
-    for signum, patience_s in ((signal.SIGTERM, deadline_s), (signal.SIGKILL, KILL_S_MAX)):
+    for step, patience_s in ((signum, deadline_s), (signal.SIGKILL, KILL_S_MAX)):
         for process in alive:
             try:
-                process.send_signal(signum)
+                process.send_signal(step)
             except psutil.NoSuchProcess:
                 continue
         end_s = time.monotonic() + patience_s

@@ -165,7 +165,7 @@ class EmbeddedStack:
         return [self._status(name) if name not in self.external else self._external(name, state) for name in PARTS]
 
     def part(self, name: PartName) -> Part:
-        """The handle of one part, to stop, kill or start it alone; only after :meth:`up`.
+        """The handle of one part, to stop or kill it alone; only after :meth:`up`, which also starts it again.
 
         Raises:
             ConfigurationError: the part is external, or the stack has not been brought up by this object.
@@ -200,14 +200,15 @@ class EmbeddedStack:
             if name in self.external:
                 continue
             ref = state.processes.get(name)
-            alive = ref is not None and ref.find() is not None
-            if not alive and not (name in self._parts and self._parts[name].running):
+            if name in self._parts and self._parts[name].running:
+                continue
+            if ref is None or ref.find() is None:
                 self._choose_ports(name, state)
-                self._parts.pop(name, None)
-            if name not in self._parts:
-                self._parts[name] = self._build(name, state)
-                if ref is not None and alive:
-                    self._parts[name].adopt(ref)
+            built = self._build(name, state)
+            if name not in self._parts or self._parts[name].ports != built.ports:
+                self._parts[name] = built  # else the handle that a caller may hold stays the one in use
+            if ref is not None:
+                self._parts[name].adopt(ref)
         return state
 
     def _choose_ports(self, name: PartName, state: State) -> None:

@@ -82,7 +82,7 @@ def cluster_settings() -> Iterator[Settings]:
 @pytest_asyncio.fixture(scope="session")
 async def database_settings(cluster_settings: Settings) -> Settings:
     """A migrated database."""
-    settings = cluster_settings.model_copy(update={"db_name": "settler_test"})
+    settings = cluster_settings.model_copy(update={"db_name": f"settler_test_{uuid.uuid4().hex[:8]}"})
     await migrate(settings)
     return settings
 

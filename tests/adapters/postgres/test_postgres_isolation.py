@@ -159,7 +159,7 @@ async def test_a_child_lies_under_the_root_of_its_parent(pool, create_tenant):
     root = await create_tenant()
     child = await create_tenant(parent=root)
     with pytest.raises(asyncpg.ForeignKeyViolationError):
-        await create_tenant(parent=child)  # the helper names the parent as root; the child's root is another
+        await create_tenant(parent=child)  # names its parent as root, which is none
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with pool.tenant(child) as tx:
             await tx.execute("UPDATE tenants SET root_id = id, parent_id = NULL")

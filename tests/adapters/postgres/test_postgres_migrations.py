@@ -6,14 +6,18 @@ import asyncio
 import itertools
 import shutil
 import sys
+import uuid
 
 import asyncpg
 import pytest
 from pydantic import SecretStr
 
+from settler_streams.adapters.postgres import outbox
+from settler_streams.adapters.postgres.catalogue import violations
 from settler_streams.adapters.postgres.migrations import migrate, read_migrations
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.errors import ConfigurationError
+from settler_streams.ids import TenantId
 from settler_streams.published import MIGRATIONS
 
 pytestmark = pytest.mark.services
@@ -124,3 +128,31 @@ async def test_the_application_role_is_named_and_secured_from_the_settings(new_d
     async with pool.platform() as tx:
         assert await tx.fetchval("SELECT current_user") == name
     await pool.close()
+
+
+async def test_an_owner_that_is_no_superuser_migrates_and_is_bound_itself(new_database, owner, owner_connection):
+    """As on a managed server, where nobody is a superuser."""
+    name = f"managed_{uuid.uuid4().hex}"
+    await owner.execute(
+        f"CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'managed';"
+        # Whoever creates the groups may grant them; in this cluster they exist already.
+        f"GRANT settler_services, settler_relay TO {name} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+    )
+    settings = new_database().model_copy(
+        update={"db_user": name, "db_password": SecretStr("managed"), "db_app_user": f"{name}_app"}
+    )
+    assert await migrate(settings) == NAMES
+    tenant_id, child_id = TenantId(str(uuid.uuid4())), TenantId(str(uuid.uuid4()))
+    insert = "INSERT INTO tenants (id, parent_id, root_id, slug, name, tier) VALUES ($1, $2, $3, $4, 'A', 'free')"
+    pool = await TenantConnectionPool.open(settings)
+    async with pool.tenant(tenant_id) as tx:
+        await tx.execute(insert, tenant_id, None, tenant_id, "parent")
+        await outbox.append(tx, tenant_id, "t", tenant_id, b"1")
+    async with pool.tenant(child_id) as tx:
+        await tx.execute(insert, child_id, tenant_id, tenant_id, "child")
+    async with pool.relay() as tx:
+        assert [event.event for event in await outbox.pending(tx, 10)] == [b"1"]
+    await pool.close()
+    async with owner_connection(settings) as connection:
+        assert await violations(connection) == []
+        assert await connection.fetchval("SELECT count(*) FROM tenants") == 0

@@ -120,6 +120,36 @@ async def test_a_backend_killed_before_the_commit_is_unavailable(single, create_
         assert await tx.fetchval("SELECT 1") == 1
 
 
+async def test_a_transaction_that_pauses_is_ended_by_the_server(single, create_tenant):
+    tenant_id = await create_tenant()
+    ended = asyncio.Event()
+
+    async def pause():
+        async with single.tenant(tenant_id) as tx:
+            assert await tx.fetchval("SHOW idle_in_transaction_session_timeout") == "20s"
+            assert await tx.fetchval("SHOW lock_timeout") == "10s"
+            await tx.execute("SET LOCAL idle_in_transaction_session_timeout = '20ms'")
+            tx.add_termination_listener(lambda _: ended.set())
+            await asyncio.wait_for(ended.wait(), 10)
+
+    with pytest.raises(UnavailableError):
+        await pause()
+    assert ended.is_set()
+
+
+async def test_closing_does_not_wait_for_ever(database_settings, create_tenant, monkeypatch):
+    monkeypatch.setattr("settler_streams.adapters.postgres.pool._CLOSE_S_MAX", 0.05)
+    pool = await TenantConnectionPool.open(database_settings)
+
+    async def keep_open():
+        async with pool.tenant(await create_tenant()) as tx:
+            await pool.close()
+            await tx.fetchval("SELECT 1")
+
+    with pytest.raises(UnavailableError):
+        await keep_open()
+
+
 async def test_the_wait_for_a_connection_is_bounded(single, create_tenant):
     tenant_id = await create_tenant()
     async with single.tenant(tenant_id):

@@ -196,6 +196,20 @@ async def test_decision_and_result_in_any_order_give_the_same_job(pool, log, ord
     assert row["status"] == "succeeded"
 
 
+async def test_recorders_that_meet_in_the_same_rows_do_not_deadlock(pool):
+    jobs = [(new_id(), new_id()) for _ in range(300)]
+    decisions, results = await Log(pool).open(), await Log(pool).open()
+
+    async def write(log, effect, pairs):
+        for version in range(5):
+            await log.write(*(effect(tenant_id, job_id, version) for tenant_id, job_id in pairs))
+
+    await asyncio.gather(write(decisions, decision, jobs), write(results, result, jobs[::-1]))
+    for tenant_id, job_id in jobs:
+        row = await job(pool, tenant_id, job_id)
+        assert (row["decision_version"], row["result_version"], row["status"]) == (4, 4, "succeeded")
+
+
 async def test_the_newest_of_a_batch_wins_whatever_its_place(pool, log):
     tenant_id = new_id()
     versions = [version * 7 % 50 for version in range(50)]

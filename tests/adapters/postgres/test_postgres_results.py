@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import tracemalloc
 import uuid
 from dataclasses import replace
@@ -27,10 +28,17 @@ pytestmark = pytest.mark.services
 
 def matches(rows: int, prefix: str = "m") -> MatchColumns:
     ids = [f"{prefix}{i}" for i in range(rows)]
-    return MatchColumns(list(range(rows)), ids, ids, [100] * rows, [99] * rows, ["EUR"] * rows, ["exact"] * rows)
+    return MatchColumns(
+        ["one_to_many"] * rows, ids, [f'["{i}", "tail"]' for i in ids], ["EUR"] * rows, ["EUR"] * rows,
+        [100] * rows, [99] * rows, [1] * rows,
+    )  # fmt: skip
 
 
-UNMATCHED = UnmatchedColumns(["left", "right"], ["l", "r"], [5, -5], ["EUR", "JPY"], ["no-candidate", "amount"])
+DAY = dt.date(2026, 2, 3)
+UNMATCHED = UnmatchedColumns(
+    ["left", "right"], [4, 9], ["l", None], ["EUR", None], [-5, None], [DAY, None],
+    ["no_key_match", "invalid_row"], [None, "amount: not a number"],
+)  # fmt: skip
 REPORT = ReportRow("EUR", 3, 4, 3, 1, 305, 300, 5, 3, 3, 0, 297, 297, 0)
 
 
@@ -67,10 +75,12 @@ def job(pool):
 
 async def test_every_column_arrives(job):
     assert await job.write() == RowsWritten(matches=3, unmatched=2, reports=1)
-    assert await job.rows("matches") == [(1, i + 1, i, f"m{i}", f"m{i}", 100, 99, "EUR", "exact") for i in range(3)]
+    assert await job.rows("matches") == [
+        (1, i + 1, "one_to_many", f"m{i}", [f"m{i}", "tail"], "EUR", "EUR", 100, 99, 1) for i in range(3)
+    ]
     assert await job.rows("unmatched") == [
-        (1, 1, "left", "l", 5, "EUR", "no-candidate"),
-        (1, 2, "right", "r", -5, "JPY", "amount"),
+        (1, 1, "left", 4, "l", "EUR", -5, DAY, "no_key_match", None),
+        (1, 2, "right", 9, None, None, None, None, "invalid_row", "amount: not a number"),
     ]
     assert await job.rows("reports") == [(1, "EUR", 3, 4, 3, 1, 305, 300, 5, 3, 3, 0, 297, 297, 0)]
 
@@ -121,7 +131,7 @@ async def test_readers_see_no_other_tenants_result(pool, job):
     [
         {"matched": [matches(3), replace(matches(1), left_id=["a\0b"])]},
         {"matched": [replace(matches(1), left_amount_minor=[2**63])]},
-        {"matched": [replace(matches(1), currency=["euro"])]},
+        {"matched": [replace(matches(1), left_currency=["euro"])]},
         {"report": [replace(REPORT, left_unmatched_minor=6)]},
         {"report": [replace(REPORT, right_rows_matched=2)]},
     ],
@@ -135,7 +145,7 @@ async def test_a_row_that_is_refused_leaves_the_former_write(job, bad):
     assert [await job.rows(table) for table in ("matches", "unmatched", "reports")] == before
 
 
-@pytest.mark.parametrize("bad", [matches(CHUNK_ROWS_MAX + 1), replace(matches(2), rule=["exact"])])
+@pytest.mark.parametrize("bad", [matches(CHUNK_ROWS_MAX + 1), replace(matches(2), kind=["exact"])])
 async def test_a_chunk_out_of_shape_is_refused(job, bad):
     with pytest.raises(InvalidRequestError, match="equal lengths"):
         await job.write(matched=[bad])

@@ -133,7 +133,7 @@ BEGIN
            tenant, e.flag, e.scope, e.user_id, e.enabled, e.killed, e.definition, e.removed,
            e.changed_by, instant(e.changed_at_ms), e.source_version
     FROM jsonb_to_recordset(effects) AS e (
-        flag text, scope text, user_id uuid, enabled boolean, killed boolean, definition jsonb, removed boolean,
+        flag text, scope text, user_id text, enabled boolean, killed boolean, definition jsonb, removed boolean,
         changed_by text, changed_at_ms bigint, source_version bigint)
     ORDER BY e.flag, e.scope, e.user_id, e.source_version DESC
     ON CONFLICT (tenant_id, flag, scope, user_id) DO UPDATE
@@ -159,6 +159,22 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION project_dead_letters(tenant uuid, effects jsonb) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO dead_letters (tenant_id, letter_partition, letter_offset, role, reason, detail, origin_topic,
+                              origin_partition, origin_offset, attempts, refused_at)
+    SELECT tenant, e.letter_partition, e.letter_offset, e.role, e.reason, e.detail, e.origin_topic,
+           e.origin_partition, e.origin_offset, e.attempts, instant(e.refused_at_ms)
+    FROM jsonb_to_recordset(effects) AS e (
+        letter_partition integer, letter_offset bigint, role text, reason text, detail text, origin_topic text,
+        origin_partition integer, origin_offset bigint, attempts integer, refused_at_ms bigint)
+    ORDER BY e.letter_partition, e.letter_offset
+    ON CONFLICT (tenant_id, letter_partition, letter_offset) DO NOTHING;
+END
+$$;
+
 CREATE FUNCTION project_batch(batch jsonb) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -177,6 +193,7 @@ BEGIN
         IF effects ? 'signal' THEN PERFORM project_signals(tenant, effects -> 'signal'); END IF;
         IF effects ? 'flag' THEN PERFORM project_flags(tenant, effects -> 'flag'); END IF;
         IF effects ? 'audit_entry' THEN PERFORM project_audit_entries(tenant, effects -> 'audit_entry'); END IF;
+        IF effects ? 'dead_letter' THEN PERFORM project_dead_letters(tenant, effects -> 'dead_letter'); END IF;
     END LOOP;
     PERFORM set_config('app.tenant_id', coalesce(before, ''), true);
 END
@@ -186,5 +203,6 @@ GRANT EXECUTE ON FUNCTION
     instant(bigint),
     project_job_decisions(uuid, jsonb), project_job_results(uuid, jsonb), project_executions(uuid, jsonb),
     project_usage(uuid, jsonb), project_quota_usage(uuid, jsonb), project_signals(uuid, jsonb),
-    project_flags(uuid, jsonb), project_audit_entries(uuid, jsonb), project_batch(jsonb)
+    project_flags(uuid, jsonb), project_audit_entries(uuid, jsonb),
+    project_dead_letters(uuid, jsonb), project_batch(jsonb)
 TO settler_services;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from settler_streams.errors import RecordError
@@ -17,10 +18,15 @@ PARTITION = "dl-partition"
 OFFSET = "dl-offset"
 ATTEMPTS = "dl-attempts"
 AT_MS = "dl-at-ms"
+REDRIVEN = "dl-redriven"
+"""On a marker beside the dead letters, and on nothing else: the offset of the one that has been redriven."""
 DETAIL_BYTES_MAX = 2_000
 """A detail quotes the input; this much of it is enough to understand the failure."""
 ATTEMPTS_MAX = 5
 """A record redriven this often and refused again is quarantined: it is not offered for bulk redrive."""
+
+ATTEMPTS_DIGITS_MAX = 9
+"""More digits than any honest count; a header is whatever a producer puts there."""
 
 Headers = list[tuple[str, bytes]]
 
@@ -28,7 +34,7 @@ Headers = list[tuple[str, bytes]]
 def headers(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms: int) -> Headers:
     """Headers of the dead letter of ``raw``; the record's own headers (trace context) are kept in front of them."""
     own = [(name, value) for name, value in raw.headers or () if not name.startswith("dl-")]
-    attempts = 1 + int(dict(raw.headers or ()).get(ATTEMPTS, b"0"))
+    attempts = 1 + attempts_of(dict(raw.headers or ()))
     return [
         *own,
         (REASON, error.reason.encode()),
@@ -40,3 +46,9 @@ def headers(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms
         (ATTEMPTS, str(attempts).encode()),
         (AT_MS, str(now_ms).encode()),
     ]
+
+
+def attempts_of(headers: Mapping[str, bytes]) -> int:
+    """How often the record has been refused before; anything but a plain count is nought."""
+    text = headers.get(ATTEMPTS) or b""
+    return int(text) if text.isdigit() and len(text) <= ATTEMPTS_DIGITS_MAX else 0

@@ -1,0 +1,24 @@
+"""``settler migrate``: bring the database to the published schema."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from settler_streams.adapters.postgres import migrations
+from settler_streams.cli.output import json_flag, print_json, state_dir_flag
+from settler_streams.cli.target import settings_of
+
+
+@click.command()
+@state_dir_flag()
+@json_flag()
+def migrate(state_dir: Path, as_json: bool) -> None:
+    """Create roles and database where missing, and apply new migrations. Safe to run from several processes."""
+    applied = asyncio.run(migrations.migrate(settings_of(state_dir)))
+    if as_json:
+        print_json({"applied": applied})
+    else:
+        click.echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply")

@@ -1,0 +1,57 @@
+"""What commands have in common: their shared flags, and how they print for people and for machines."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import platformdirs
+from rich.console import Console
+from rich.table import Table
+
+from settler_streams.errors import Disposition
+
+EXIT_CODES = {
+    Disposition.HALT: 1,
+    Disposition.REFUSE: 4,
+    Disposition.DEAD_LETTER: 65,  # sysexits: EX_DATAERR
+    Disposition.RETRY: 75,  # sysexits: EX_TEMPFAIL
+}
+EXIT_DIFFERS = 3
+"""Nothing went wrong, and yet it is not as it should be."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def flag(*names: str, env: str, **attributes: Any) -> Callable[[F], F]:
+    """An option whose help shows its environment twin."""
+    return click.option(*names, envvar=env, show_envvar=True, show_default=True, **attributes)
+
+
+json_flag = functools.partial(flag, "--json", "as_json", env="SETTLER_JSON", is_flag=True, help="Print JSON.")
+state_dir_flag = functools.partial(
+    flag,
+    "--state-dir",
+    env="SETTLER_STATE_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(platformdirs.user_state_dir("settler-streams")),
+    help="Where the local system keeps its data, logs and processes.",
+)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(document, indent=2, default=str))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table for people; whole lines without a terminal."""
+    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console = Console()
+    console.print(table, soft_wrap=not console.is_terminal, markup=False)

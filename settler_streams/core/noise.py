@@ -1,0 +1,272 @@
+"""Noisy neighbours, in two folds: each partition sums its tenants' usage, one detector judges all tenants together.
+
+The partition fold keeps one value per tenant and window, and sends a window's sums on at every tick after which they
+have changed. The detector takes the newest sums of each partition, and judges a window once it can no longer change.
+What is judged, and how, lies in :mod:`.neighbours`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import msgspec
+
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.neighbours import RESOURCES, NoisePolicy, NoiseVerdict, Usage, Watch, Windows, step
+from settler_streams.errors import RecordError
+from settler_streams.events import (
+    ClockTick,
+    JobDecided,
+    JobFinished,
+    Resource,
+    TenantNoisy,
+    TenantQuiet,
+    TenantSums,
+    UsagePartial,
+    UsageRecorded,
+)
+from settler_streams.ids import PLATFORM, TenantId
+
+GRID = Windows(width_ms=2_000, kept=8, lateness_ms=2_000)
+"""Windows of two seconds that may be corrected for two more: a verdict on three of five comes within ten seconds."""
+POLICY = NoisePolicy(floors=(20, 2_000_000, 2 * 1_048_576))
+"""Floors per window of two seconds: ten requests a second, one executor kept busy, 1 MiB/s."""
+TICK_MS = 1_000
+"""A partition sends a window's last sums with the tick after it; the detector waits that long before it judges."""
+CHUNK_TENANTS_MAX = 4_000
+"""Tenants in one partial: about 600 kB of JSON, within the 1 MiB message limit."""
+
+
+class WindowSum(Value, frozen=True, array_like=True):
+    """One tenant's sums of one window."""
+
+    root: TenantId
+    requests: int = 0
+    worker_us: int = 0
+    storage_bytes: int = 0
+
+
+class NoisyNeighbour:
+    """One partition's sums; state keys are ``sum/<window>/<tenant>``."""
+
+    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "sum": WindowSum}
+
+    def __init__(self, state: State, partition: int) -> None:
+        self._state = state
+        self._partition = partition
+        self._tenants: dict[int, dict[TenantId, None]] = {}
+        for key in sorted(key for key in state if key.startswith("sum/")):
+            _, window, tenant = key.split("/")
+            self._tenants.setdefault(int(window), {})[TenantId(tenant)] = None
+        self._unsent = set(self._tenants)
+
+    def decide(self, record: Record, now_ms: int) -> Outcome:
+        """Count one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        match record.event.data:
+            case JobDecided() as decided:
+                return self._add(record, decided.decided_at_ms, now_ms, requests=1)
+            case JobFinished() as finished:
+                return self._add(record, finished.finished_at_ms, now_ms, worker_us=finished.worker_us)
+            case UsageRecorded() as used if used.resource is Resource.STORAGE_BYTES:
+                return self._add(record, record.event.time_ms, now_ms, storage_bytes=max(0, used.quantity))
+            case UsageRecorded():
+                return NOTHING
+            case ClockTick():
+                return self._tick(record, now_ms)
+            case other:
+                raise RecordError("misplaced", f"the noisy-neighbour fold has no use for {other.event_type}")
+
+    def _add(self, record: Record, event_ms: int, now_ms: int, **amounts: int) -> Outcome:
+        """Count an amount in its window: too late counts in the oldest open one, the future in the present one."""
+        tenant = record.event.tenantid
+        window = min(max(event_ms // GRID.width_ms, GRID.open_from(now_ms)), now_ms // GRID.width_ms)
+        key = f"sum/{window}/{tenant}"
+        before = value_of(self._state, key, WindowSum) or WindowSum(TenantId(record.key))
+        self._tenants.setdefault(window, {})[tenant] = None
+        self._unsent.add(window)
+        grown = {resource: getattr(before, resource) + amount for resource, amount in amounts.items()}
+        return Outcome({key: msgspec.structs.replace(before, **grown)})
+
+    def _tick(self, record: Record, now_ms: int) -> Outcome:
+        emits = [emit for window in sorted(self._unsent) for emit in self._partials(window, record.offset)]
+        self._unsent.clear()
+        changes: dict[str, Value | None] = {}
+        for window in [w for w in self._tenants if w <= now_ms // GRID.width_ms - GRID.kept]:
+            changes.update(dict.fromkeys((f"sum/{window}/{tenant}" for tenant in self._tenants.pop(window)), None))
+        return Outcome(changes, tuple(emits))
+
+    def _partials(self, window: int, revision: int) -> Iterable[Emit]:
+        tenants = sorted(self._tenants[window])
+        for chunk, start in enumerate(range(0, len(tenants), CHUNK_TENANTS_MAX)):
+            sums = tuple(self._sum_of(window, tenant) for tenant in tenants[start : start + CHUNK_TENANTS_MAX])
+            partial = UsagePartial(
+                partition=self._partition,
+                window_start_ms=window * GRID.width_ms,
+                window_ms=GRID.width_ms,
+                revision=revision,
+                chunk=chunk,
+                sums=sums,
+            )
+            suffix = f"partial/{self._partition}/{window}/{chunk}"
+            yield Emit("usage-partials", partial, PLATFORM, str(self._partition), suffix, partition=0)
+
+    def _sum_of(self, window: int, tenant: TenantId) -> TenantSums:
+        value = value_of(self._state, f"sum/{window}/{tenant}", WindowSum)
+        if value is None:
+            raise AssertionError(f"no sum of {tenant} in window {window}")
+        return TenantSums(
+            tenant=tenant,
+            root=value.root,
+            requests=value.requests,
+            worker_us=value.worker_us,
+            storage_bytes=value.storage_bytes,
+        )
+
+
+class Partial(Value, frozen=True, array_like=True):
+    """The newest sums of one chunk of one partition and window: tenant, root, and a number per resource."""
+
+    revision: int
+    sums: tuple[tuple[TenantId, TenantId, int, int, int], ...]
+
+
+class TenantWatch(Value, frozen=True, array_like=True):
+    """What is remembered of one tenant and resource, and since when it is noisy."""
+
+    root: TenantId
+    watch: Watch
+    noisy_since_ms: int = 0
+
+
+class Judged(Value, frozen=True, array_like=True):
+    """The last window that was judged."""
+
+    window: int
+
+
+class NoisyDetector:
+    """The one place that sees all tenants. State keys: ``partial/…``, ``watch/<resource>/<tenant>``, ``judged/``."""
+
+    kinds: ClassVar[dict[str, type[Value]]] = {
+        "clock": FoldClock,
+        "partial": Partial,
+        "watch": TenantWatch,
+        "judged": Judged,
+    }
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._partials: dict[int, set[str]] = {}
+        for key in state:
+            if key.startswith("partial/"):
+                self._partials.setdefault(int(key.split("/")[1]), set()).add(key)
+        self._watched = {key for key in state if key.startswith("watch/")}
+        judged = value_of(state, "judged/", Judged)
+        self._judged = judged.window if judged else -1
+
+    def decide(self, record: Record, now_ms: int) -> Outcome:
+        """Take one partial, or judge what is due; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        match record.event.data:
+            case UsagePartial() as partial:
+                return self._merge(partial)
+            case ClockTick():
+                return self._judge_due(now_ms)
+            case other:
+                raise RecordError("misplaced", f"the noisy detector has no use for {other.event_type}")
+
+    def _merge(self, partial: UsagePartial) -> Outcome:
+        """Commutative and idempotent. What comes after its window was judged changes no verdict any more."""
+        window = partial.window_start_ms // GRID.width_ms
+        key = f"partial/{window}/{partial.partition}/{partial.chunk}"
+        known = value_of(self._state, key, Partial)
+        if window <= self._judged or (known is not None and known.revision >= partial.revision):
+            return NOTHING
+        self._partials.setdefault(window, set()).add(key)
+        sums = tuple(
+            (TenantId(s.tenant), TenantId(s.root), s.requests, s.worker_us, s.storage_bytes) for s in partial.sums
+        )
+        return Outcome({key: Partial(partial.revision, sums)})
+
+    def _judge_due(self, now_ms: int) -> Outcome:
+        """Judge, oldest first, every window that can no longer change; one without usage is judged too."""
+        last_closed = GRID.open_from(now_ms - TICK_MS) - 1
+        if last_closed <= self._judged:
+            return NOTHING
+        first = max(self._judged + 1, min(self._partials, default=last_closed), last_closed - POLICY.of - POLICY.quiet)
+        watches = self._watches()
+        roots = {tenant: value.root for (_, tenant), value in watches.items()}
+        since = {key: value.noisy_since_ms for key, value in watches.items()}
+        current = {key: value.watch for key, value in watches.items()}
+        changes: dict[str, Value | None] = {"judged/": Judged(last_closed)}
+        emits: list[Emit] = []
+        for window in range(first, last_closed + 1):
+            usage = self._usage(window, roots)
+            current, verdicts = step(current, usage, len(roots), POLICY)
+            for verdict in verdicts:
+                emits.append(_signal(verdict, window, roots, since))
+                since[verdict.resource, verdict.tenant] = window * GRID.width_ms if verdict.noisy else 0
+        for window in [w for w in self._partials if w <= last_closed]:
+            changes.update(dict.fromkeys(self._partials.pop(window), None))
+        self._judged = last_closed
+        changes.update(self._store(current, roots, since))
+        return Outcome(changes, tuple(emits))
+
+    def _watches(self) -> dict[tuple[str, TenantId], TenantWatch]:
+        watches: dict[tuple[str, TenantId], TenantWatch] = {}
+        for key in sorted(self._watched):
+            value = value_of(self._state, key, TenantWatch)
+            if value is not None:
+                _, resource, tenant = key.split("/")
+                watches[resource, TenantId(tenant)] = value
+        return watches
+
+    def _usage(self, window: int, roots: dict[TenantId, TenantId]) -> Usage:
+        """All tenants' sums of one window over all partitions; learns the roots of those seen."""
+        usage: Usage = {resource: {} for resource in RESOURCES}
+        for key in sorted(self._partials.get(window, ())):
+            partial = value_of(self._state, key, Partial)
+            for tenant, root, *amounts in partial.sums if partial is not None else ():
+                roots[tenant] = root
+                for resource, amount in zip(RESOURCES, amounts, strict=True):
+                    usage[resource][tenant] = usage[resource].get(tenant, 0) + amount
+        return usage
+
+    def _store(
+        self,
+        current: Mapping[tuple[str, TenantId], Watch],
+        roots: Mapping[TenantId, TenantId],
+        since: Mapping[tuple[str, TenantId], int],
+    ) -> dict[str, Value | None]:
+        kept = {f"watch/{resource}/{tenant}": (resource, tenant) for resource, tenant in current}
+        changes: dict[str, Value | None] = dict.fromkeys(self._watched - kept.keys(), None)
+        for key, watched in kept.items():
+            changes[key] = TenantWatch(roots[watched[1]], current[watched], since.get(watched, 0))
+        self._watched = set(kept)
+        return changes
+
+
+def _signal(
+    verdict: NoiseVerdict,
+    window: int,
+    roots: Mapping[TenantId, TenantId],
+    since: Mapping[tuple[str, TenantId], int],
+) -> Emit:
+    start_ms = window * GRID.width_ms
+    if verdict.noisy:
+        body: TenantNoisy | TenantQuiet = TenantNoisy(
+            resource=verdict.resource,
+            window_start_ms=start_ms,
+            window_ms=GRID.width_ms,
+            used=verdict.usage,
+            others_average=verdict.others_average,
+            ratio_per_mille=verdict.ratio_per_mille,
+            tenants=len(roots),
+        )
+    else:
+        began_ms = since.get((verdict.resource, verdict.tenant), 0)
+        body = TenantQuiet(
+            resource=verdict.resource, window_start_ms=start_ms, noisy_for_ms=max(0, start_ms - began_ms)
+        )
+    suffix = f"verdict/{verdict.tenant}/{verdict.resource}/{window}"
+    return Emit("tenant-signals", body, verdict.tenant, roots[verdict.tenant], suffix, verdict.tenant)

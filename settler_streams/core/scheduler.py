@@ -1,0 +1,318 @@
+"""The scheduler: which job runs next, on which executor, and when a job is over.
+
+One instance holds one worker pool. Tenants take turns by weighted fair queueing (:mod:`.fair_queue`); executors hold
+slots under leases (:mod:`.leases`). Only here does a job end, and only by an event in this fold's own log: the first
+report of a job is its result, whichever attempt it is from; later ones change nothing. Its state, by key prefix:
+
+========  =====================================================================================================
+pool      virtual times of the lanes, and the number of the last arrival
+contract  what each tenant is entitled to in this pool
+share     where each tenant with work stands in the fair order
+job       one waiting or running job
+lease     one executor: its incarnation, its slots, the jobs placed on it
+========  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from settler_streams.core.fair_queue import FairQueue
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.leases import EndedLease, ExecutorLease, Roster
+from settler_streams.core.pool_values import Contract, Dispatch, PoolClock, QueuedJob, TenantShare
+from settler_streams.errors import RecordError
+from settler_streams.events import (
+    AttemptFinished,
+    ClockTick,
+    ExecutorHeartbeat,
+    ExecutorJoined,
+    ExecutorLeft,
+    JobDispatched,
+    JobEnqueued,
+    JobFinished,
+    JobStatus,
+    PoolCancelRequested,
+    QueuePriority,
+    RecordRef,
+    TenantWeighted,
+)
+from settler_streams.ids import JobId, TenantId, derived_id
+
+LEASE_MS = 10_000
+"""An executor that has not been heard of for this long is gone; it sends a heartbeat every two seconds."""
+ATTEMPTS_MAX = 5
+"""A job whose attempts were all lost to executors is given up: it is more likely the cause than the victim."""
+RETRIED_REASONS = frozenset({"unavailable", "worker_crashed"})
+"""Failures that another attempt may not meet; every other failure is the job's result."""
+_PRIORITY = {
+    QueuePriority.LOW: 0,
+    QueuePriority.NORMAL: 1,
+    QueuePriority.HIGH: 2,
+    QueuePriority.CRITICAL: 3,
+}
+
+
+class PoolState(Value, frozen=True, array_like=True):
+    """The pool's own values."""
+
+    clock: PoolClock
+    arrivals: int
+
+
+class TenantContract(Value, frozen=True, array_like=True):
+    """A tenant's contract, as of the tenant's ``version``."""
+
+    version: int
+    contract: Contract
+
+
+class Share(Value, frozen=True, array_like=True):
+    """Where a tenant stands."""
+
+    share: TenantShare
+
+
+class PoolJob(Value, frozen=True, array_like=True):
+    """A waiting or running job, and what its result needs to say."""
+
+    queued: QueuedJob
+    root_tenant: str
+    kind: str
+    request: RecordRef
+    requested_at_ms: int
+    traceparent: bytes | None
+
+
+class Lease(Value, frozen=True, array_like=True):
+    """An executor's lease."""
+
+    lease: ExecutorLease
+
+
+class Scheduler:
+    """The scheduler fold of one worker pool."""
+
+    kinds: ClassVar[dict[str, type[Value]]] = {
+        "clock": FoldClock,
+        "pool": PoolState,
+        "contract": TenantContract,
+        "share": Share,
+        "job": PoolJob,
+        "lease": Lease,
+    }
+
+    def __init__(self, state: State, partition: int, reserved_per_mille: int) -> None:
+        self._state = state
+        self._partition = partition
+        pool = value_of(state, "pool/", PoolState)
+        self._arrivals = pool.arrivals if pool else 0
+        self._roster = Roster(v.lease for v in state.values() if isinstance(v, Lease))
+        self._queue = FairQueue.restore(
+            pool.clock if pool else PoolClock(slots=0),
+            [v.share for v in state.values() if isinstance(v, Share)],
+            [v.queued for v in state.values() if isinstance(v, PoolJob)],
+            reserved_per_mille,
+        )
+        self._new_jobs: dict[JobId, PoolJob] = {}
+
+    def decide(self, record: Record, now_ms: int) -> Outcome:
+        """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        emits: list[Emit] = []
+        match record.event.data:
+            case JobEnqueued() as job:
+                self._enqueue(record, job)
+            case AttemptFinished() as report:
+                emits += self._reported(report, now_ms)
+            case TenantWeighted() as weighted:
+                return self._weighted(record, weighted, now_ms)
+            case PoolCancelRequested() as cancel:
+                emits += self._cancel(record, cancel, now_ms)
+            case ExecutorJoined() as joined:
+                ended = self._roster.joined(joined.executor, joined.incarnation, joined.slots, now_ms)
+                emits += self._lease_ended([ended] if ended else [], now_ms)
+            case ExecutorHeartbeat() as beat:
+                emits += self._heartbeat(beat, now_ms)
+            case ExecutorLeft() as left:
+                ended = self._roster.left(left.executor, left.incarnation)
+                emits += self._lease_ended([ended] if ended else [], now_ms)
+            case ClockTick():
+                emits += self._lease_ended(self._roster.expired(now_ms, LEASE_MS), now_ms)
+            case other:
+                raise RecordError("misplaced", f"the scheduler has no use for {other.event_type}")
+        emits += self._fill_slots(now_ms)
+        changes = self._drain()
+        return Outcome(changes, tuple(emits)) if changes or emits else NOTHING
+
+    def _enqueue(self, record: Record, job: JobEnqueued) -> None:
+        tenant, job_id = record.event.tenantid, JobId(job.job_id)
+        if self._queue.job(job_id) is not None:
+            raise RecordError("duplicate-job", f"job {job_id} is already in the pool")
+        contract = value_of(self._state, f"contract/{tenant}", TenantContract)
+        if contract is None:
+            raise RecordError("unknown-tenant", f"no weight is known for tenant {tenant}")
+        self._arrivals += 1
+        queued = QueuedJob(tenant, job_id, _PRIORITY[job.priority], self._arrivals, job.estimated_cost_us)
+        self._new_jobs[job_id] = PoolJob(
+            queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, record.traceparent
+        )
+        self._queue.enqueue(queued, contract.contract)
+
+    def _weighted(self, record: Record, weighted: TenantWeighted, now_ms: int) -> Outcome:
+        """A change of tier, weight or cap holds for the tenant's whole backlog at once."""
+        tenant = record.event.tenantid
+        key = f"contract/{tenant}"
+        current = value_of(self._state, key, TenantContract)
+        if current is not None and current.version >= weighted.version:
+            return NOTHING
+        contract = Contract(weighted.weight, weighted.enterprise, weighted.max_running)
+        self._queue.set_contract(tenant, contract)
+        emits = self._fill_slots(now_ms)
+        return Outcome({**self._drain(), key: TenantContract(weighted.version, contract)}, tuple(emits))
+
+    def _reported(self, report: AttemptFinished, now_ms: int) -> Iterable[Emit]:
+        """The first report of a job ends it. An attempt that may go better elsewhere is tried again instead."""
+        job_id = JobId(report.job_id)
+        queued, job = self._queue.job(job_id), self._job(job_id)
+        if queued is None or job is None:
+            return
+        if report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS and queued.attempt < ATTEMPTS_MAX:
+            if self._queue.requeue(job_id, report.attempt, report.worker_us):
+                self._roster.released(job_id)
+            return
+        placement = self._roster.placement(job_id)
+        self._roster.released(job_id)
+        self._queue.finished(job_id, report.worker_us)
+        result = JobFinished(
+            job_id=job_id,
+            status=report.status,
+            attempt=report.attempt,
+            kind=job.kind,
+            requested_at_ms=job.requested_at_ms,
+            finished_at_ms=now_ms,
+            worker_us=report.worker_us,
+            matches=report.matches,
+            unmatched=report.unmatched,
+            executor=placement.executor if placement else "",
+            reason=report.reason,
+            detail=report.detail,
+        )
+        yield _finished(job, result)
+
+    def _cancel(self, record: Record, cancel: PoolCancelRequested, now_ms: int) -> Iterable[Emit]:
+        """A waiting job ends at once; a running one ends with its report, as if nobody had asked."""
+        job_id = JobId(cancel.job_id)
+        job = self._job(job_id)
+        if job is not None and self._queue.cancel(record.event.tenantid, job_id):
+            yield _ended(job, JobStatus.CANCELLED, "cancelled", cancel.reason, now_ms)
+
+    def _heartbeat(self, beat: ExecutorHeartbeat, now_ms: int) -> list[Emit]:
+        running = tuple(JobId(job_id) for job_id in beat.running)
+        answer = self._roster.heartbeat(beat.executor, beat.incarnation, running, now_ms, LEASE_MS)
+        for job_id in answer.missing:
+            self._roster.released(job_id)
+        return self._lost(answer.missing, now_ms)
+
+    def _lease_ended(self, ended: Iterable[EndedLease], now_ms: int) -> list[Emit]:
+        return [emit for lease in ended for emit in self._lost(lease.job_ids, now_ms)]
+
+    def _lost(self, job_ids: Iterable[JobId], now_ms: int) -> list[Emit]:
+        """Their executor is gone: back to the front of the queue, or given up after too many attempts."""
+        emits: list[Emit] = []
+        for job_id in job_ids:
+            queued, job = self._queue.job(job_id), self._job(job_id)
+            if queued is None or job is None or not queued.running:
+                continue
+            if queued.attempt < ATTEMPTS_MAX:
+                self._queue.requeue(job_id, queued.attempt)
+                continue
+            self._queue.finished(job_id, queued.charged_us)
+            detail = f"{ATTEMPTS_MAX} executors were lost while they ran it"
+            emits.append(_ended(job, JobStatus.FAILED, "attempts_exhausted", detail, now_ms))
+        return emits
+
+    def _fill_slots(self, now_ms: int) -> list[Emit]:
+        """Give every free slot to the job whose turn it is."""
+        emits: list[Emit] = []
+        self._queue.set_slots(self._roster.slots())
+        while self._roster.free_slots() > 0 and (dispatch := self._queue.dispatch(now_ms)) is not None:
+            emits.append(self._dispatched(dispatch, now_ms))
+        return emits
+
+    def _dispatched(self, dispatch: Dispatch, now_ms: int) -> Emit:
+        job = self._job(dispatch.job_id)
+        placement = self._roster.place(dispatch.job_id, now_ms)
+        if job is None or placement is None:
+            raise AssertionError(f"{dispatch} without a job or a free slot")
+        body = JobDispatched(
+            job_id=dispatch.job_id,
+            attempt=dispatch.attempt,
+            executor=placement.executor,
+            incarnation=placement.incarnation,
+            kind=job.kind,
+            request=job.request,
+        )
+        return Emit(
+            "job-dispatches",
+            body,
+            dispatch.tenant,
+            job.root_tenant,
+            "dispatched",
+            dispatch.job_id,
+            partition=self._partition,
+            event_id=derived_id(dispatch.job_id, f"dispatched/{dispatch.attempt}"),
+            traceparent=job.traceparent,
+        )
+
+    def _job(self, job_id: JobId) -> PoolJob | None:
+        return self._new_jobs.get(job_id) or value_of(self._state, f"job/{job_id}", PoolJob)
+
+    def _drain(self) -> dict[str, Value | None]:
+        """What this record has changed, one value per key."""
+        changed = self._queue.drain_changes()
+        changes: dict[str, Value | None] = {}
+        for job_id, queued in changed.jobs.items():
+            job = self._job(job_id)
+            changes[f"job/{job_id}"] = _with(job, queued) if job is not None and queued is not None else None
+        for tenant, share in changed.tenants.items():
+            changes[f"share/{tenant}"] = None if share is None else Share(share)
+        for executor, lease in self._roster.drain_changes().items():
+            changes[f"lease/{executor}"] = None if lease is None else Lease(lease)
+        if changed.clock is not None or self._new_jobs:
+            changes["pool/"] = PoolState(self._queue.clock, self._arrivals)
+        self._new_jobs = {}
+        return changes
+
+
+def _with(job: PoolJob, queued: QueuedJob) -> PoolJob:
+    return PoolJob(queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, job.traceparent)
+
+
+def _ended(job: PoolJob, status: JobStatus, reason: str, detail: str, now_ms: int) -> Emit:
+    """The result of a job that no attempt has ended."""
+    result = JobFinished(
+        job_id=job.queued.job_id,
+        status=status,
+        attempt=job.queued.attempt,
+        kind=job.kind,
+        requested_at_ms=job.requested_at_ms,
+        finished_at_ms=now_ms,
+        worker_us=0,
+        reason=reason,
+        detail=detail,
+    )
+    return _finished(job, result)
+
+
+def _finished(job: PoolJob, result: JobFinished) -> Emit:
+    return Emit(
+        "job-results",
+        result,
+        TenantId(job.queued.tenant),
+        job.root_tenant,
+        "finished",
+        result.job_id,
+        event_id=derived_id(result.job_id, "finished"),
+        traceparent=job.traceparent,
+    )

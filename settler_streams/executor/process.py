@@ -1,0 +1,251 @@
+"""The executor: a plain process that offers slots, takes the jobs dispatched to it, and reports each attempt.
+
+It is not a fold: execution can repeat, its outcome cannot. The result rows of an attempt are in Postgres, keyed by job
+and attempt, before the attempt is reported; the scheduler accepts the first report of a job, and readers see the rows
+of that attempt alone. An executor that dies is noticed by its missing heartbeats; its jobs return to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import datetime as dt
+import multiprocessing
+import os
+import socket
+import time
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import aiokafka
+import structlog
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.adapters.postgres.results import write_results
+from settler_streams.errors import Disposition, SettlerError
+from settler_streams.events import (
+    CONTENT_TYPE,
+    AttemptFinished,
+    Envelope,
+    ExecutorHeartbeat,
+    ExecutorJoined,
+    ExecutorLeft,
+    JobDispatched,
+    JobStatus,
+    Part,
+    decode,
+    encode,
+    envelope,
+)
+from settler_streams.executor.requests import RequestReader
+from settler_streams.executor.work import AttemptRows, run_job, warm_up
+from settler_streams.ids import PLATFORM, JobId, TenantId, uuid7
+from settler_streams.settings import Settings
+from settler_streams.signals import stop_on_signals
+from settler_streams.topology import Topology, full_name, load_topology
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_INTERVAL_S = 2.0
+"""A fifth of the lease: four heartbeats may be lost before the jobs are given to another executor."""
+DRAIN_DEADLINE_S = 20.0
+"""At SIGTERM, running attempts may finish for this long; what is left returns to the queue when the executor leaves."""
+SEND_DEADLINE_S = 30.0
+"""Longest wait for the broker to take a report; beyond it the executor stops, and its lease ends."""
+
+Dispatch = tuple[TenantId, JobDispatched, bytes | None]
+
+
+class Executor:
+    """One incarnation of an executor in one worker pool."""
+
+    def __init__(self, settings: Settings, topology: Topology, *, pool: int = 0, name: str | None = None) -> None:
+        self._settings = settings
+        self._topology = topology
+        self._pool_number = pool
+        self._name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self._incarnation = uuid7(time.time_ns() // 1_000_000)
+        self._running: dict[JobId, asyncio.Task[None]] = {}
+        self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._reader = RequestReader(settings)
+        self._dispatches = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            fetch_max_wait_ms=100,
+        )
+        self._producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0
+        )
+        self._database: TenantConnectionPool
+        self._processes = self._new_processes()
+
+    async def run(self, stop: asyncio.Future[None]) -> None:
+        """Join the pool, work until ``stop`` or a failure, then leave it.
+
+        Dispatches are followed from the end of their topic, and before the pool learns of this incarnation: none that
+        is addressed to it can lie further back.
+        """
+        await self._connect()
+        try:
+            await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
+            log.info("executor ready", executor=self._name, incarnation=self._incarnation, slots=self._slots)
+            tasks = [asyncio.create_task(self._heartbeats()), asyncio.create_task(self._follow())]
+            waited: list[asyncio.Future[Any]] = [stop, self._failure, *tasks]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await self._drain()
+            for error in [e for t in tasks if not t.cancelled() and (e := t.exception()) is not None]:
+                raise error
+            if self._failure.done():
+                raise self._failure.result()
+        finally:
+            await self._disconnect()
+
+    @property
+    def _slots(self) -> int:
+        return self._settings.executor_slots
+
+    @property
+    def _workers(self) -> int:
+        return min(self._slots, os.cpu_count() or 1)
+
+    async def _connect(self) -> None:
+        await asyncio.gather(self._producer.start(), self._dispatches.start(), self._reader.start())
+        self._database = await TenantConnectionPool.open(self._settings)
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(self._processes, warm_up) for _ in range(self._workers)))
+        tp = TopicPartition(full_name(self._settings.deployment, "job-dispatches"), self._pool_number)
+        self._dispatches.assign([tp])
+        await self._dispatches.seek_to_end(tp)
+        await self._dispatches.position(tp)
+
+    async def _disconnect(self) -> None:
+        self._processes.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(self._dispatches.stop(), self._reader.stop(), self._producer.stop())
+        await self._database.close()
+
+    async def _drain(self) -> None:
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=DRAIN_DEADLINE_S)
+        for task in self._running.values():
+            task.cancel()
+        await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            running = tuple(sorted(self._running))
+            await self._report(ExecutorHeartbeat(executor=self._name, incarnation=self._incarnation, running=running))
+
+    async def _follow(self) -> None:
+        async for record in self._dispatches:
+            dispatch = _addressed(record, self._incarnation)
+            if dispatch is not None:
+                job_id = JobId(dispatch[1].job_id)
+                task = self._running[job_id] = asyncio.create_task(self._attempt(*dispatch))
+                task.add_done_callback(self._on_attempt_done)
+
+    def _on_attempt_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+            self._failure.set_result(error)
+
+    async def _attempt(self, tenant: TenantId, dispatch: JobDispatched, traceparent: bytes | None) -> None:
+        """Run one attempt and report it. The slot is free, here and in the scheduler's eyes, once it is reported."""
+        job_id = JobId(dispatch.job_id)
+        started = time.perf_counter_ns()
+        try:
+            rows = await self._compute(tenant, job_id, dispatch)
+            await write_results(
+                self._database, tenant, job_id, dispatch.attempt,
+                matches=rows.matches, unmatched=rows.unmatched, report=rows.report,
+            )  # fmt: skip
+            finished = self._finished(dispatch, JobStatus.SUCCEEDED, rows.worker_us, rows=rows)
+        except (SettlerError, BrokenProcessPool) as error:
+            worker_us = (time.perf_counter_ns() - started) // 1000
+            reason = _reason(error)
+            log.warning("attempt failed", job=job_id, attempt=dispatch.attempt, reason=reason, error=str(error)[:300])
+            finished = self._finished(
+                dispatch, JobStatus.FAILED, worker_us, reason=reason, detail=str(error).replace("\0", "")[:2000]
+            )
+        try:
+            await self._report(finished, tenant, traceparent)
+        finally:
+            del self._running[job_id]
+
+    async def _compute(self, tenant: TenantId, job_id: JobId, dispatch: JobDispatched) -> AttemptRows:
+        request = await self._reader.read(tenant, job_id, dispatch.request)
+        loop = asyncio.get_running_loop()
+        processes = self._processes
+        try:
+            return await loop.run_in_executor(processes, run_job, request, tenant, self._settings.record_sets_dir)
+        except BrokenProcessPool:
+            if self._processes is processes:
+                self._processes = self._new_processes()
+            raise
+
+    def _new_processes(self) -> concurrent.futures.ProcessPoolExecutor:
+        # Spawned, not forked: Polars' threads do not survive a fork.
+        return concurrent.futures.ProcessPoolExecutor(
+            max_workers=self._workers, mp_context=multiprocessing.get_context("spawn")
+        )
+
+    def _finished(
+        self,
+        dispatch: JobDispatched,
+        status: JobStatus,
+        worker_us: int,
+        *,
+        rows: AttemptRows | None = None,
+        reason: str | None = None,
+        detail: str = "",
+    ) -> AttemptFinished:
+        return AttemptFinished(
+            job_id=dispatch.job_id,
+            attempt=dispatch.attempt,
+            incarnation=self._incarnation,
+            status=status,
+            worker_us=worker_us,
+            matches=rows.match_count if rows else 0,
+            unmatched=rows.unmatched_count if rows else 0,
+            reason=reason,
+            detail=detail,
+        )
+
+    async def _report(self, data: Part, tenant: TenantId = PLATFORM, traceparent: bytes | None = None) -> None:
+        now = dt.datetime.now(dt.UTC)
+        event_id = uuid7(int(now.timestamp() * 1000))
+        event = envelope(data, event_id=event_id, source=f"/executor/{self._name}", tenant=tenant, time=now)
+        headers = [("content-type", CONTENT_TYPE.encode())]
+        if traceparent is not None:
+            headers.append(("traceparent", traceparent))
+        topic = full_name(self._settings.deployment, "pool-inputs")
+        async with asyncio.timeout(SEND_DEADLINE_S):
+            await self._producer.send_and_wait(
+                topic, encode(event), key=self._name.encode(), partition=self._pool_number, headers=headers
+            )
+
+
+def _addressed(record: ConsumerRecord[bytes, bytes], incarnation: str) -> Dispatch | None:
+    event: Envelope[Part] = decode(record.value)
+    if not isinstance(event.data, JobDispatched) or event.data.incarnation != incarnation:
+        return None
+    traceparent = next((value for name, value in record.headers if name == "traceparent"), None)
+    return event.tenantid, event.data, traceparent
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "worker_crashed"
+    if isinstance(error, SettlerError) and error.disposition is Disposition.REFUSE:
+        return "invalid_request"
+    return "unavailable" if getattr(error, "disposition", None) is Disposition.RETRY else "failed"
+
+
+async def run(settings: Settings, *, name: str | None = None) -> None:
+    """An executor process, until SIGTERM, SIGINT or a failure."""
+    executor = Executor(settings, load_topology(), name=name)
+    await executor.run(stop_on_signals())

@@ -1,0 +1,208 @@
+"""A projection's session and step: records become rows in Postgres, in one transaction with the position behind them.
+
+The position in Postgres is the truth; it is compared and set, so a second owner changes nothing and is fenced. Kafka's
+committed offset is not used. A record that cannot be decoded, or whose row Postgres refuses, becomes a dead letter
+before the transaction commits: a crash between the two may repeat a dead letter, and never loses one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import aiokafka
+import structlog
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from settler_streams.adapters.kafka import dead_letter_form as deadletters
+from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.topic_ids import topic_ids
+from settler_streams.adapters.postgres.effects import Effect
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.adapters.postgres.projection import PositionMove, Refused, bisect, init_position, write_batch
+from settler_streams.core.fold import Record
+from settler_streams.errors import RecordError, StateError, UnavailableError
+from settler_streams.events import decode
+from settler_streams.runtime.observation import Observation
+from settler_streams.runtime.step import STEP_DEADLINE_S, Raw, Records, key_of, traceparent_of
+from settler_streams.topology import Projection, Topology, full_name
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionSpec:
+    """What the sessions of one projection have in common."""
+
+    declared: Projection
+    topology: Topology
+    bootstrap_servers: str
+    deployment: str
+    pool: TenantConnectionPool
+
+    @property
+    def consumer(self) -> str:
+        """The name under which positions are stored."""
+        return f"{self.deployment}.{self.declared.role}"
+
+    def topic(self, name: str) -> str:
+        """A declared topic's full name."""
+        return full_name(self.deployment, name)
+
+
+class ProjectionSession:
+    """One ownership of one partition of a projection's inputs."""
+
+    logic = None
+
+    def __init__(self, spec: ProjectionSpec, partition: int) -> None:
+        self.spec = spec
+        self.partition = partition
+        self.positions: dict[TopicPartition, int] = {}
+        self.topic_ids: dict[str, str] = {}
+        self.producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=spec.bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0,
+            max_request_size=4 * 1024 * 1024,
+        )  # fmt: skip
+
+    async def open(self) -> None:
+        """Read the positions from Postgres; store first ones for partitions that were never read.
+
+        Raises:
+            StateError: a topic was made again, or a position lies outside its log.
+        """
+        topics = [self.spec.topic(name) for name in self.spec.declared.inputs]
+        tps = [TopicPartition(topic, self.partition) for topic in topics]
+        await self.producer.start()
+        async with admin(self.spec.bootstrap_servers) as client:
+            self.topic_ids = await topic_ids(client, topics)
+        beginnings, ends = await self._bounds(tps)
+        for tp in tps:
+            position = await init_position(
+                self.spec.pool, self.spec.consumer, self.topic_ids[tp.topic], tp.topic, tp.partition, beginnings[tp]
+            )
+            if not beginnings[tp] <= position <= ends[tp]:
+                raise StateError(
+                    f"{self.spec.consumer}: position {position} of {tp.topic}-{tp.partition} lies outside the log "
+                    f"({beginnings[tp]} to {ends[tp]})"
+                )
+            self.positions[tp] = position
+        log.info("projection opened", projection=self.spec.consumer, partition=self.partition)
+
+    async def _bounds(self, tps: list[TopicPartition]) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=self.spec.bootstrap_servers)
+        await consumer.start()
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                return await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        finally:
+            await consumer.stop()
+
+    def new_step(self, records: Records) -> ProjectionStep:
+        """The step that projects ``records``."""
+        return ProjectionStep(self, records)
+
+    async def close(self) -> None:
+        """Stop the producer of dead letters."""
+        async with asyncio.timeout(STEP_DEADLINE_S):
+            await self.producer.stop()
+
+
+class ProjectionStep:
+    """The work on one batch: decode, collect effects, and on leaving write each partition's part in one transaction."""
+
+    def __init__(self, session: ProjectionSession, records: Records) -> None:
+        self._session = session
+        self._records = records
+        self._effects: dict[TopicPartition, list[Sequence[Effect]]] = {tp: [] for tp in records}
+        self._observation = Observation(session.spec.declared.role, session.partition)
+        self._refused: list[tuple[Raw, RecordError]] = []
+        self._raw: Raw | None = None
+        self._current: list[Sequence[Effect]] = []
+
+    async def __aenter__(self) -> ProjectionStep:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            return
+        for raw, reason in self._refused:
+            await self._dead_letter(raw, reason)
+        for tp, effects in self._effects.items():
+            await self._write(tp, effects)
+        self._observation.committed(sum(len(raws) for raws in self._records.values()))
+
+    def decode(self) -> Iterator[Record]:
+        """The batch's records in order; what cannot be decoded becomes a dead letter."""
+        prefix = len(self._session.spec.deployment) + 1
+        for tp, raws in self._records.items():
+            self._current = self._effects[tp]
+            for raw in raws:
+                self._raw = raw
+                try:
+                    key, event = key_of(raw), decode(raw.value)
+                except RecordError as error:
+                    self._refuse(error)
+                    self._current.append(())
+                    continue
+                yield Record(tp.topic[prefix:], tp.partition, raw.offset, key, event, traceparent_of(raw))
+
+    def project(self, effects_of: Callable[[Record], Sequence[Effect]], record: Record) -> Sequence[Effect]:
+        """Ask for a record's rows; one that cannot be projected becomes a dead letter and has none."""
+        try:
+            return effects_of(record)
+        except RecordError as error:
+            self._refuse(error)
+            return ()
+
+    def write(self, effects: Sequence[Effect]) -> None:
+        """The rows that the record in hand leads to; written together or not at all."""
+        self._current.append(effects)
+
+    def raws(self) -> Iterator[Raw]:
+        """The records as they lie in Kafka, for projections of records that are not events."""
+        for tp, raws in self._records.items():
+            self._current = self._effects[tp]
+            yield from raws
+
+    def _refuse(self, error: RecordError) -> None:
+        self._refused.append((self._raw, error))
+
+    async def _write(self, tp: TopicPartition, effects: list[Sequence[Effect]]) -> None:
+        session, raws = self._session, self._records[tp]
+        move = PositionMove(
+            consumer=session.spec.consumer,
+            topic_id=session.topic_ids[tp.topic],
+            topic=tp.topic,
+            partition=tp.partition,
+            old_next_offset=session.positions[tp],
+            new_next_offset=raws[-1].offset + 1,
+        )
+        try:
+            await write_batch(session.spec.pool, move, effects)
+        except RecordError:
+
+            async def dead_letter(refused: Sequence[Refused]) -> None:
+                for row in refused:
+                    await self._dead_letter(raws[row.index], row.error)
+
+            await bisect(session.spec.pool, move, effects, dead_letter)
+        session.positions[tp] = move.new_next_offset
+
+    async def _dead_letter(self, raw: Raw, error: RecordError) -> None:
+        spec = self._session.spec
+        self._observation.dead_letter(error.reason)
+        partition = raw.partition % spec.topology.partitions("dead-letters")
+        headers = deadletters.headers(raw, spec.declared.role, error, raw.timestamp)
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                await self._session.producer.send_and_wait(
+                    spec.topic("dead-letters"), raw.value or b"", key=raw.key, partition=partition, headers=headers
+                )
+        except (KafkaError, TimeoutError) as failure:
+            raise UnavailableError(f"a dead letter could not be stored: {failure!r}") from failure
