@@ -17,6 +17,7 @@ from settler_streams.cli.output import EXIT_CODES
 from settler_streams.errors import SettlerError
 
 COMMANDS = {
+    "demo": "settler_streams.cli.demo:demo",
     "up": "settler_streams.cli.local:up",
     "down": "settler_streams.cli.local:down",
     "status": "settler_streams.cli.local:status",

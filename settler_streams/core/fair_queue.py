@@ -27,9 +27,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from settler_streams.core.lane import COMPACTION_SLACK, Lane, Tenant
 from settler_streams.core.pool_values import (
     CHARGED_US_MAX,
-    TAG_UNITS_PER_US,
     Changes,
     Contract,
     Dispatch,
@@ -48,59 +48,6 @@ if TYPE_CHECKING:
 CONTESTED_BALANCE_MAX = 1_000 * CHARGED_US_MAX
 """The most that a lane may be owed of the slot between the shares: one greatest job, so old turns are settled soon."""
 
-COMPACTION_SLACK = 64
-"""Dead entries that a heap may hold beyond twice its live ones before it is rebuilt: rebuilding costs O(1) per push."""
-
-
-class _Tenant:
-    __slots__ = (
-        "contract",
-        "eligible",
-        "entry_tag",
-        "epoch",
-        "finish_tag",
-        "floor_tag",
-        "heap",
-        "job_us_max",
-        "queued",
-        "running",
-    )
-
-    def __init__(self, contract: Contract, finish_tag: int, floor_tag: int, epoch: int, job_us_max: int) -> None:
-        self.contract = contract
-        self.finish_tag = finish_tag
-        self.floor_tag = floor_tag
-        self.epoch = epoch
-        self.job_us_max = job_us_max
-        self.eligible = False
-        self.entry_tag: int | None = None  # the tag under which the lane's heap holds it
-        self.queued = 0
-        self.running = 0
-        self.heap: list[tuple[bool, int, int, JobId]] = []
-
-    def wants_slot(self) -> bool:
-        cap = self.contract.max_running
-        return self.queued > 0 and (cap is None or self.running < cap)
-
-    def tag_units(self, cost_us: int) -> int:
-        return cost_us * TAG_UNITS_PER_US // self.contract.weight
-
-    def advance(self, units: int) -> None:
-        self.finish_tag += units
-        self.floor_tag += units
-
-
-class _Lane:
-    __slots__ = ("eligible", "heap", "idle", "queued", "running", "virtual_time")
-
-    def __init__(self, virtual_time: int) -> None:
-        self.virtual_time = virtual_time
-        self.queued = 0
-        self.running = 0
-        self.eligible = 0
-        self.heap: list[tuple[int, TenantId]] = []
-        self.idle: list[tuple[int, TenantId]] = []
-
 
 class FairQueue:
     """The jobs of one pool. A mutable index that its fold owns; every operation is deterministic."""
@@ -111,10 +58,10 @@ class FairQueue:
         self.reserved_per_mille = reserved_per_mille
         self._slots = slots
         self._contested_balance = 0
-        self._tenants: dict[TenantId, _Tenant] = {}
+        self._tenants: dict[TenantId, Tenant] = {}
         self._jobs: dict[JobId, QueuedJob] = {}
         self._running: dict[JobId, None] = {}
-        self._lanes = (_Lane(0), _Lane(0))
+        self._lanes = (Lane(False, self._tenants), Lane(True, self._tenants))
         self._touched_tenants: dict[TenantId, None] = {}
         self._touched_jobs: dict[JobId, None] = {}
         self._persisted_clock: PoolClock | None = None
@@ -130,10 +77,11 @@ class FairQueue:
         """Rebuild the queue, in any order of its values, so that each later decision equals the original's."""
         queue = cls(clock.slots, reserved_per_mille)
         queue._contested_balance = clock.contested_balance
-        queue._lanes = (_Lane(clock.standard_virtual_time), _Lane(clock.enterprise_virtual_time))
+        queue._lanes[False].virtual_time = clock.standard_virtual_time
+        queue._lanes[True].virtual_time = clock.enterprise_virtual_time
         queue._persisted_clock = clock
         for share in tenants:
-            queue._tenants[share.tenant] = _Tenant(
+            queue._tenants[share.tenant] = Tenant(
                 share.contract, share.finish_tag, share.floor_tag, share.epoch, share.job_us_max
             )
         for job in jobs:
@@ -145,14 +93,7 @@ class FairQueue:
             else:
                 heappush(tenant.heap, queue_key(job))
         for tenant_id, tenant in queue._tenants.items():
-            lane = queue._lane(tenant)
-            if tenant.wants_slot():
-                tenant.eligible = True
-                tenant.entry_tag = tenant.finish_tag
-                lane.eligible += 1
-                heappush(lane.heap, (tenant.finish_tag, tenant_id))
-            elif not tenant.queued and not tenant.running:
-                heappush(lane.idle, (tenant.finish_tag, tenant_id))
+            queue._lane(tenant).index(tenant_id, tenant)
         return queue
 
     # What stands
@@ -227,39 +168,22 @@ class FairQueue:
         tenant = self._tenants.get(job.tenant)
         if tenant is None:
             virtual_time = self._lanes[contract.enterprise].virtual_time
-            tenant = self._tenants[job.tenant] = _Tenant(contract, virtual_time, virtual_time, 0, 0)
-        else:
-            self.set_contract(job.tenant, contract)
+            tenant = self._tenants[job.tenant] = Tenant(contract, virtual_time, virtual_time, 0, 0)
+        old_lane = self._lane(tenant)
+        self._adopt(tenant, contract)
         self._push_queued(tenant, job)
-        self._settle(job.tenant, tenant)
+        self._settle(job.tenant, tenant, old_lane)
 
     def set_contract(self, tenant_id: TenantId, contract: Contract) -> None:
         """Apply a change of tier, weight or cap to the whole backlog at once.
 
         Nothing to do for a tenant that is not remembered: its next ``enqueue`` brings its contract.
-
-        Under a new weight, what the tenant is ahead of the virtual time counts as the same amount of work; credit below
-        it lapses. In a new lane the tenant stands as far ahead as in the old one.
         """
         tenant = self._tenants.get(tenant_id)
-        if tenant is None or tenant.contract == contract:
-            return
-        old, old_lane = tenant.contract, self._lane(tenant)
-        if (old.weight, old.enterprise) == (contract.weight, contract.enterprise):
-            tenant.contract = contract
-            self._settle(tenant_id, tenant)
-            return
-        ahead = max(0, tenant.finish_tag - old_lane.virtual_time)
-        old_lane.eligible -= tenant.eligible
-        tenant.eligible, tenant.entry_tag = False, None
-        self._count(tenant, queued=-tenant.queued, running=-tenant.running, of_tenant=False)
-        tenant.contract = contract
-        self._count(tenant, queued=tenant.queued, running=tenant.running, of_tenant=False)
-        tenant.epoch += 1
-        tenant.floor_tag = self._lane(tenant).virtual_time
-        tenant.finish_tag = tenant.floor_tag + ahead * old.weight // contract.weight
-        self._settle(tenant_id, tenant)
-        self._forget_idle(old_lane)
+        if tenant is not None and tenant.contract != contract:
+            old_lane = self._lane(tenant)
+            self._adopt(tenant, contract)
+            self._settle(tenant_id, tenant, old_lane)
 
     def set_slots(self, slots: int) -> None:
         """Grow or shrink the pool; running jobs beyond its size end in their own time."""
@@ -286,7 +210,7 @@ class FairQueue:
         lane = self._lanes[enterprise]
         if not lane.eligible:
             return None
-        tag, tenant_id = self._pop_eligible(lane)
+        tag, tenant_id = lane.pop_eligible()
         tenant = self._tenants[tenant_id]
         job = self._pop_queued(tenant)
         charged_us = min(max(1, job.estimated_us), CHARGED_US_MAX)
@@ -345,21 +269,37 @@ class FairQueue:
 
     # How it is done
 
-    def _lane(self, tenant: _Tenant) -> _Lane:
+    def _lane(self, tenant: Tenant) -> Lane:
         return self._lanes[tenant.contract.enterprise]
 
-    def _share(self, tenant_id: TenantId, tenant: _Tenant) -> TenantShare:
+    def _share(self, tenant_id: TenantId, tenant: Tenant) -> TenantShare:
         return TenantShare(
             tenant_id, tenant.contract, tenant.finish_tag, tenant.floor_tag, tenant.epoch, tenant.job_us_max
         )
 
-    def _count(self, tenant: _Tenant, queued: int = 0, running: int = 0, *, of_tenant: bool = True) -> None:
+    def _adopt(self, tenant: Tenant, contract: Contract) -> None:
+        """Under a new weight, what the tenant is ahead of the virtual time counts as the same amount of work, and
+        credit below it lapses. In a new lane the tenant stands as far ahead as in the old one.
+        """
+        old, old_lane = tenant.contract, self._lane(tenant)
+        if (old.weight, old.enterprise) == (contract.weight, contract.enterprise):
+            tenant.contract = contract
+            return
+        ahead = max(0, tenant.finish_tag - old_lane.virtual_time)
+        old_lane.leave(tenant)
+        tenant.contract = contract
+        lane = self._lane(tenant)
+        lane.enter(tenant)
+        tenant.epoch += 1
+        tenant.floor_tag = lane.virtual_time
+        tenant.finish_tag = lane.virtual_time + ahead * old.weight // contract.weight
+
+    def _count(self, tenant: Tenant, queued: int = 0, running: int = 0) -> None:
         lane = self._lane(tenant)
         lane.queued += queued
         lane.running += running
-        if of_tenant:
-            tenant.queued += queued
-            tenant.running += running
+        tenant.queued += queued
+        tenant.running += running
 
     def _put(self, job: QueuedJob) -> None:
         self._jobs[job.job_id] = job
@@ -370,7 +310,7 @@ class FairQueue:
         self._running.pop(job.job_id, None)
         self._touched_jobs[job.job_id] = None
 
-    def _push_queued(self, tenant: _Tenant, job: QueuedJob) -> None:
+    def _push_queued(self, tenant: Tenant, job: QueuedJob) -> None:
         self._put(job)
         self._count(tenant, queued=1)
         heappush(tenant.heap, queue_key(job))
@@ -379,28 +319,11 @@ class FairQueue:
         job = self._jobs.get(key[3])
         return job is not None and not job.running and queue_key(job) == key
 
-    def _pop_queued(self, tenant: _Tenant) -> QueuedJob:
+    def _pop_queued(self, tenant: Tenant) -> QueuedJob:
         while True:  # an eligible tenant has a queued job, so the heap holds its key
             key = heappop(tenant.heap)
             if self._is_queued(key):
                 return self._jobs[key[3]]
-
-    def _pop_eligible(self, lane: _Lane) -> tuple[int, TenantId]:
-        while True:  # the lane has an eligible tenant, so its heap holds a live entry
-            entry = heappop(lane.heap)
-            if self._is_live(lane, entry):
-                self._tenants[entry[1]].entry_tag = None
-                return entry
-
-    def _is_live(self, lane: _Lane, entry: tuple[int, TenantId]) -> bool:
-        tenant = self._tenants.get(entry[1])
-        return tenant is not None and tenant.eligible and tenant.finish_tag == entry[0] and self._lane(tenant) is lane
-
-    def _is_idle(self, lane: _Lane, entry: tuple[int, TenantId]) -> bool:
-        tenant = self._tenants.get(entry[1])
-        if tenant is None or tenant.queued or tenant.running:
-            return False
-        return tenant.finish_tag == entry[0] and self._lane(tenant) is lane
 
     def _next_lane(self) -> tuple[bool, bool]:
         """Which lane takes the free slot, and whether its work counts in the turns at the slot between the shares."""
@@ -420,7 +343,7 @@ class FairQueue:
         balance = self._contested_balance + cost_us * (1_000 - reserved if enterprise else -reserved)
         self._contested_balance = max(-CONTESTED_BALANCE_MAX, min(balance, CONTESTED_BALANCE_MAX))
 
-    def _correct(self, tenant: _Tenant, job: QueuedJob, measured_us: int) -> None:
+    def _correct(self, tenant: Tenant, job: QueuedJob, measured_us: int) -> None:
         """Replace what the job's last attempt was charged by what it cost."""
         units = tenant.tag_units(measured_us) - tenant.tag_units(job.charged_us)
         if units > 0 or job.epoch == tenant.epoch:
@@ -431,47 +354,13 @@ class FairQueue:
         if job.contested:
             self._charge_contested(tenant.contract.enterprise, measured_us - job.charged_us)
 
-    def _settle(self, tenant_id: TenantId, tenant: _Tenant) -> None:
+    def _settle(self, tenant_id: TenantId, tenant: Tenant, old_lane: Lane | None = None) -> None:
         """Bring the indexes in line after any change to a tenant. Each operation ends with it."""
         self._touched_tenants[tenant_id] = None
         lane = self._lane(tenant)
-        wants_slot = tenant.wants_slot()
-        if wants_slot and not tenant.eligible:
-            tenant.epoch += 1
-            tenant.floor_tag = lane.virtual_time
-            tenant.finish_tag = max(tenant.finish_tag, lane.virtual_time)
-        lane.eligible += wants_slot - tenant.eligible
-        tenant.eligible = wants_slot
-        if not wants_slot:
-            tenant.entry_tag = None
-        elif tenant.entry_tag != tenant.finish_tag:
-            tenant.entry_tag = tenant.finish_tag
-            heappush(lane.heap, (tenant.finish_tag, tenant_id))
-        if not tenant.queued and not tenant.running:
-            heappush(lane.idle, (tenant.finish_tag, tenant_id))
-        self._compact(tenant, lane)
-        self._forget_idle(lane)
-
-    def _compact(self, tenant: _Tenant, lane: _Lane) -> None:
-        """Keep every heap within twice its live entries; a sorted list is a heap."""
+        lane.settle(tenant_id, tenant)
         if len(tenant.heap) > 2 * tenant.queued + COMPACTION_SLACK:
             tenant.heap = sorted(key for key in set(tenant.heap) if self._is_queued(key))
-        if len(lane.heap) > 2 * lane.eligible + COMPACTION_SLACK:
-            lane.heap = sorted(entry for entry in set(lane.heap) if self._is_live(lane, entry))
-        if len(lane.idle) > 2 * len(self._tenants) + COMPACTION_SLACK:
-            lane.idle = sorted(entry for entry in set(lane.idle) if self._is_idle(lane, entry))
-
-    def _forget_idle(self, lane: _Lane) -> None:
-        """Forget tenants without jobs that the virtual time has caught up with: they equal newcomers.
-
-        With the last job of a lane its busy period ends, and with it every debt: its virtual time starts again at 0.
-        """
-        busy_ended = not lane.queued and not lane.running
-        while lane.idle and (busy_ended or lane.idle[0][0] <= lane.virtual_time):
-            entry = heappop(lane.idle)
-            if self._is_idle(lane, entry):
-                del self._tenants[entry[1]]
-                self._touched_tenants[entry[1]] = None
-        if busy_ended:
-            lane.virtual_time = 0
-            lane.heap.clear()
+        self._touched_tenants.update(dict.fromkeys(lane.forget_idle()))
+        if old_lane is not None and old_lane is not lane:
+            self._touched_tenants.update(dict.fromkeys(old_lane.forget_idle()))

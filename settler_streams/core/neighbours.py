@@ -1,6 +1,6 @@
 """The noisy-neighbour rule: a tenant far above the average of the others, window after window.
 
-The rule of the specification (section "Noisy neighbor detection") compares with the average. Here it is the average of
+The specification's rule compares with three times the average. Here it is the average of
 the **others**: with the tenant itself in the average, three times it could never be exceeded among three tenants, nor
 by a third of all tenants at once.
 

@@ -38,7 +38,7 @@ class QueuedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One job that the pool holds. The caller fills the first five fields; the queue keeps the rest.
 
     ``seq`` is unique and grows in arrival order; a greater ``priority`` goes first among the tenant's own jobs.
-    ``attempt`` counts dispatches. ``charged_us``, ``epoch`` and ``contested`` say how the running attempt was charged.
+    ``attempt`` counts dispatches. ``charged_us``, ``epoch`` and ``contested`` say how the last attempt was charged.
     """
 
     tenant: TenantId

@@ -39,7 +39,7 @@ from settler_streams.events import (
     envelope,
 )
 from settler_streams.executor.requests import RequestReader
-from settler_streams.executor.work import AttemptRows, run_job
+from settler_streams.executor.work import AttemptRows, run_job, warm_up
 from settler_streams.ids import PLATFORM, JobId, TenantId, uuid7
 from settler_streams.settings import Settings
 from settler_streams.signals import stop_on_signals
@@ -109,9 +109,15 @@ class Executor:
     def _slots(self) -> int:
         return self._settings.executor_slots
 
+    @property
+    def _workers(self) -> int:
+        return min(self._slots, os.cpu_count() or 1)
+
     async def _connect(self) -> None:
         await asyncio.gather(self._producer.start(), self._dispatches.start(), self._reader.start())
         self._database = await TenantConnectionPool.open(self._settings)
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(self._processes, warm_up) for _ in range(self._workers)))
         tp = TopicPartition(full_name(self._settings.deployment, "job-dispatches"), self._pool_number)
         self._dispatches.assign([tp])
         await self._dispatches.seek_to_end(tp)
@@ -184,7 +190,7 @@ class Executor:
     def _new_processes(self) -> concurrent.futures.ProcessPoolExecutor:
         # Spawned, not forked: Polars' threads do not survive a fork.
         return concurrent.futures.ProcessPoolExecutor(
-            max_workers=min(self._slots, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
+            max_workers=self._workers, mp_context=multiprocessing.get_context("spawn")
         )
 
     def _finished(

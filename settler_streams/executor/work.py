@@ -5,6 +5,7 @@ Runs in a child process of the executor: the work is bound by the processor, and
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class AttemptRows:
     match_count: int
     unmatched_count: int
     worker_us: int
+
+
+def warm_up() -> int:
+    """Called once in each child process, so that its imports are not part of the first job. Returns its pid."""
+    return os.getpid()
 
 
 def run_job(request: JobRequested, tenant: TenantId, record_sets_dir: Path) -> AttemptRows:

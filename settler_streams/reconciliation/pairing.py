@@ -31,11 +31,10 @@ STEPS_PER_ROW_MAX = 64
 """Look-ups per row of a component: enough for a window of a month in which every row has a neighbour on every day."""
 
 STEPS_PER_COMPONENT_MIN = 50_000
-"""Small components are always searched to the end: one payment needs at most about 40,000 steps for its groups."""
+"""A small component is not cut short by its size: the search for one payment takes at most about 40,000 steps."""
 
 STEPS_PER_JOB_MAX = 10_000_000
-"""About ten seconds of Python. Components run smallest first, so one huge component cannot starve the others."""
-
+"""About ten seconds of Python on a free core. Components run smallest first, so a huge one cannot starve the others."""
 
 _PAIRS = pl.Schema({"l": pl.UInt32, "r": pl.UInt32})
 

@@ -64,6 +64,7 @@ class FoldApp(faust.App):
 
     def __init__(
         self,
+        role: str,
         group: str,
         *,
         bootstrap_servers: str,
@@ -89,6 +90,7 @@ class FoldApp(faust.App):
             broker_max_poll_interval=300.0,
             consumer_max_fetch_size=4 * 1024 * 1024,
         )
+        self.role = role
         self.input_topics = input_topics
         self.partitions = partitions
         self.new_session = new_session

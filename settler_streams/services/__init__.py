@@ -1,0 +1,41 @@
+"""The services that the specification names, and what they need to run."""
+
+from settler_streams.services.acknowledgements import Acknowledgements
+from settler_streams.services.api_keys import ApiKeys, AuthenticationError, IssuedApiKey, Principal, Scope
+from settler_streams.services.directory import TenantDirectory
+from settler_streams.services.flags import FeatureFlagService, FlagAnswer
+from settler_streams.services.neighbours import NoisyNeighborDetection, NoisyVerdict
+from settler_streams.services.outbox_relay import OutboxRelay
+from settler_streams.services.passwords import hash_password, verify_password
+from settler_streams.services.publisher import EventPublisher
+from settler_streams.services.queue import PrioritizedQueue, QueueItem
+from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService
+from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
+
+__all__ = [
+    "Acknowledgements",
+    "ApiKeys",
+    "AuthenticationError",
+    "CreatedTenant",
+    "EventPublisher",
+    "FeatureFlagService",
+    "FlagAnswer",
+    "IssuedApiKey",
+    "NoisyNeighborDetection",
+    "NoisyVerdict",
+    "OutboxRelay",
+    "Owner",
+    "Principal",
+    "PrioritizedQueue",
+    "QueueItem",
+    "QuotaCheck",
+    "QuotaExceededError",
+    "QuotaService",
+    "Scope",
+    "Tenant",
+    "TenantDirectory",
+    "TenantNotYetKnownError",
+    "TenantService",
+    "hash_password",
+    "verify_password",
+]

@@ -91,6 +91,7 @@ def _app(
     role: str, inputs: tuple[str, ...], settings: Settings, topology: Topology, new_session: Callable[[int], Any]
 ) -> FoldApp:
     return FoldApp(
+        role,
         f"{settings.deployment}.{role}",
         bootstrap_servers=settings.kafka_bootstrap_servers,
         input_topics=tuple(full_name(settings.deployment, name) for name in inputs),

@@ -31,6 +31,7 @@ operations = st.lists(
     st.one_of(
         st.tuples(st.just("enqueue"), st.sampled_from(TENANTS), st.integers(0, 3), costs),
         st.tuples(st.just("enqueue"), st.sampled_from(TENANTS), st.integers(0, 3), costs),
+        st.tuples(st.just("enqueue as"), st.sampled_from(TENANTS), contracts, costs),
         st.tuples(st.just("dispatch")),
         st.tuples(st.just("dispatch")),
         st.tuples(st.just("finished"), st.integers(0, 99), costs),
@@ -77,6 +78,11 @@ def apply_both(queue, oracle, operation, seq, known):
         contract = known.setdefault(tenant, Contract(1 + len(known), tenant == "t4"))
         queue.enqueue(QueuedJob(tenant, f"j{seq}", priority, seq, cost), contract)
         oracle.enqueue(tenant, f"j{seq}", priority, seq, cost, contract)
+    elif kind == "enqueue as":
+        tenant, contract, cost = arguments
+        known[tenant] = contract
+        queue.enqueue(QueuedJob(tenant, f"j{seq}", 0, seq, cost), known[tenant])
+        oracle.enqueue(tenant, f"j{seq}", 0, seq, cost, known[tenant])
     elif kind == "dispatch":
         dispatched = queue.dispatch(seq)
         assert (None if dispatched is None else tuple(dispatched)) == oracle.dispatch()
@@ -207,7 +213,7 @@ def test_a_cancel_storm_leaves_no_heap_behind():
     for seq in range(2, 5_000):
         queue.enqueue(job("storm", seq), Contract(1))
         queue.cancel("storm", f"storm-{seq}")
-    sizes = [len(heap) for lane in queue._lanes for heap in (lane.heap, lane.idle)]
+    sizes = [len(heap) for lane in queue._lanes for heap in (lane._heap, lane._idle)]
     assert max(sizes) <= 200
     for seq in range(5_000, 9_000):
         queue.enqueue(job("storm", seq), Contract(1))

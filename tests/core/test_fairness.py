@@ -185,11 +185,12 @@ def test_enterprise_does_not_queue_below_its_reserved_share():
     assert pool.waits_us["enterprise"] == [0, 0]
 
 
-def test_idle_time_and_refunds_of_idle_time_earn_no_credit():
-    """A tenant that ran one job on a huge estimate and then idled gets no more than its half when it comes back."""
+@pytest.mark.parametrize("estimate_us", [1, 90 * SECOND_US, 500 * SECOND_US])
+def test_idle_time_and_refunds_of_idle_time_earn_no_credit(estimate_us):
+    """A tenant that ran one job, whatever it said of it, and queued nothing gets no more than its half afterwards."""
     pool = Pool(4)
     pool.submit("steady", SECOND_US, count=5_000)
-    pool.submit("hoarder", 90 * SECOND_US, estimate_us=500 * SECOND_US)
+    pool.submit("hoarder", 90 * SECOND_US, estimate_us=estimate_us)
     pool.run(89 * SECOND_US)
     pool.submit("hoarder", SECOND_US, count=1_000)
     pool.run(91 * SECOND_US)

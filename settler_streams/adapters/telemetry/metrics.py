@@ -114,10 +114,18 @@ class Metrics:
         if observer is not None:
             observer(event, tenant)
 
-    def http_request(self, method: str, route: str, status: int, seconds: float, tenant: TenantId) -> None:
-        """Count one answered request. ``route`` is the template, never the path; the platform's tenant if unknown."""
+    def http_request(self, method: str, route: str, status: int, seconds: float | None, tenant: TenantId) -> None:
+        """Count one answered request. ``route`` is the template, never the path; the platform's tenant if unknown.
+
+        ``seconds`` is ``None`` for a stream, which lasts as long as its reader likes.
+        """
         self.http_requests.labels(self._active.label(tenant), str(status)).inc()
-        self.http_request_duration.labels(method, route).observe(seconds)
+        if seconds is not None:
+            self.http_request_duration.labels(method, route).observe(seconds)
+
+    def rate_limited(self, tenant: TenantId) -> None:
+        """A request of ``tenant`` was refused by its rate limit."""
+        self.rate_limit_hits.labels(self._active.label(tenant)).inc()
 
     def step_committed(self, role: str, records: int, seconds: float) -> None:
         """One step of ``role`` has committed."""
@@ -134,7 +142,7 @@ class Metrics:
     def _decided(self, decided: JobDecided, tenant: TenantId) -> None:
         self.jobs_decided.labels("admitted" if decided.reason is None else decided.reason.value).inc()
         if decided.reason is RejectReason.RATE_LIMIT:
-            self.rate_limit_hits.labels(self._active.label(tenant)).inc()
+            self.rate_limited(tenant)
 
     def _finished(self, finished: JobFinished, tenant: TenantId) -> None:
         self.jobs_finished.labels(finished.status.value).inc()

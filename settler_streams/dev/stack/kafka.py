@@ -154,7 +154,7 @@ class Kafka(Part):
             f"-Xmx{HEAP_MB_MAX}m",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Djava.awt.headless=true",
-            # The quick compiler alone: for the first 100,000 records, in 2,000 transactions, the broker then took 10.7 s
+            # The quick compiler alone: for the first 100,000 records, in 2,000 transactions, the broker took 10.7 s
             # of processor time and 280 MB; with the optimising compiler beside it, 16.8 s and 450 MB.
             "-XX:TieredStopAtLevel=1",
             "-XX:-UsePerfData",  # would leave a file in the shared temporary folder

@@ -1,0 +1,95 @@
+"""Request bodies and headers: read into event types, or refused with the field and the rule."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TypeVar
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from settler_streams.errors import InvalidRequestError
+from settler_streams.events import Part
+from settler_streams.ids import TenantId, derived_id
+
+PROBLEMS_TOLD_MAX = 10
+"""Mistakes named in one answer; an inline record set could have thousands."""
+
+_IDEMPOTENCY_KEY = re.compile(r'"?([\x21\x23-\x7e]{1,255})"?')
+
+P = TypeVar("P", bound=Part)
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_model(model: type[M], body: bytes) -> M:
+    """``body`` as ``model``.
+
+    Raises:
+        InvalidRequestError: naming each field that breaks its rule.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        told = [
+            f"{'.'.join(str(place) for place in e['loc']) or 'body'}: {e['msg']}"
+            for e in error.errors(include_url=False, include_context=False, include_input=False)[:PROBLEMS_TOLD_MAX]
+        ]
+        raise InvalidRequestError("; ".join(told)) from error
+
+
+def read_event(event_type: type[P], body: bytes) -> P:
+    """``body`` as an event's body, by the published schema.
+
+    Raises:
+        InvalidRequestError: naming each field that breaks its rule.
+    """
+    read_model(event_type.model, body)
+    try:
+        return msgspec.json.decode(body, type=event_type)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise InvalidRequestError(str(error)) from error
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The ``Idempotency-Key`` header (draft-ietf-httpapi-idempotency-key-header), quoted or bare.
+
+    Raises:
+        InvalidRequestError: it is longer than 255 characters or not printable ASCII.
+    """
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    match = _IDEMPOTENCY_KEY.fullmatch(given)
+    if match is None:
+        raise InvalidRequestError("an Idempotency-Key has 1 to 255 printable ASCII characters")
+    return match[1]
+
+
+def event_id_of(tenant_id: TenantId, key: str) -> str:
+    """The event's id: the key itself if it is a UUID of version 7, otherwise derived from the tenant and the key.
+
+    The same tenant and key always give the same id, and a derived one never meets another tenant's.
+    """
+    try:
+        given = uuid.UUID(key)
+    except ValueError:
+        return derived_id(tenant_id, f"idempotency-key/{key}")
+    if given.version == 7 and str(given) == key:
+        return key
+    return derived_id(tenant_id, f"idempotency-key/{key}")
+
+
+def read_integer(request: Request, name: str, default: int, *, least: int, most: int) -> int:
+    """A query parameter.
+
+    Raises:
+        InvalidRequestError: it is not a whole number within ``least`` and ``most``.
+    """
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or not least <= int(text) <= most:
+        raise InvalidRequestError(f"{name}: a whole number from {least} to {most}")
+    return int(text)

@@ -1,0 +1,82 @@
+"""The gateway's parts, opened and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.adapters.valkey.rate_limit import ValkeyRateLimiter
+from settler_streams.gateway.decisions import JobDecisions
+from settler_streams.services import (
+    ApiKeys,
+    EventPublisher,
+    FeatureFlagService,
+    OutboxRelay,
+    PrioritizedQueue,
+    TenantDirectory,
+)
+from settler_streams.settings import Settings
+from settler_streams.tiers import Tiers, load_tiers
+
+SOURCE = "/gateway"
+"""One source for all gateways: a job submitted again through another one is still the same job."""
+
+
+@dataclass
+class Gateway:
+    """What the routes work with. ``draining`` is set once the process has been told to stop."""
+
+    settings: Settings
+    tiers: Tiers
+    pool: TenantConnectionPool
+    publisher: EventPublisher
+    directory: TenantDirectory
+    flags: FeatureFlagService
+    decisions: JobDecisions
+    limiter: ValkeyRateLimiter
+    api_keys: ApiKeys
+    queue: PrioritizedQueue
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    streams: dict[str, int] = field(default_factory=dict)
+    """Open event streams per tenant."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Gateway]:
+        """Connect to Postgres and Kafka and load what is kept in memory. Valkey may be down.
+
+        Raises:
+            UnavailableError: Postgres or Kafka did not answer in time.
+            ConfigurationError: the database login could bypass row-level security.
+        """
+        async with AsyncExitStack() as stack:
+            pool = await TenantConnectionPool.open(settings)
+            stack.push_async_callback(pool.close)
+            limiter = ValkeyRateLimiter(settings, "http")
+            stack.push_async_callback(limiter.close)
+            publisher = EventPublisher(settings, source=SOURCE)
+            directory = TenantDirectory(settings)
+            flags = FeatureFlagService(settings, directory, publisher)
+            decisions = JobDecisions(settings)
+            # Events that a process left in the outbox when it died are published by whoever runs.
+            relay = OutboxRelay(pool, publisher)
+            await publisher.start()
+            stack.push_async_callback(publisher.stop)
+            for part in (directory.feed, flags.feed, decisions.feed, relay):
+                await part.start()
+                stack.push_async_callback(part.stop)
+            yield cls(
+                settings=settings,
+                tiers=load_tiers(),
+                pool=pool,
+                publisher=publisher,
+                directory=directory,
+                flags=flags,
+                decisions=decisions,
+                limiter=limiter,
+                api_keys=ApiKeys(pool),
+                queue=PrioritizedQueue(publisher, directory),
+            )

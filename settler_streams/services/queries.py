@@ -1,0 +1,79 @@
+"""Every SQL text of the services and the gateway. Each names its tenant, although row-level security does so too."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Tenants
+
+READ_TENANT: Final = """
+SELECT id, parent_id, root_id, slug, name, tier, status, config, quotas, version FROM tenants WHERE id = $1
+"""
+LOCK_TENANT: Final = READ_TENANT + "FOR UPDATE"
+INSERT_TENANT: Final = """
+INSERT INTO tenants (id, parent_id, root_id, slug, name, tier, config, quotas)
+VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8::text::jsonb)
+"""
+UPDATE_TENANT: Final = """
+UPDATE tenants SET tier = $2, status = $3, quotas = $4::text::jsonb, version = $5, updated_at = now() WHERE id = $1
+"""
+INSERT_OWNER: Final = """
+INSERT INTO users (tenant_id, id, email, password_hash, role) VALUES ($1, $2, $3, $4, 'owner')
+"""
+INSERT_AUDIT_ENTRY: Final = """
+INSERT INTO audit_logs (tenant_id, id, actor, action, subject, before, after, request_id, recorded_at)
+VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7::text::jsonb, $8, now())
+"""
+
+# API keys
+
+INSERT_API_KEY: Final = """
+INSERT INTO api_keys (tenant_id, id, key_hash, name, scopes, expires_at) VALUES ($1, $2, $3, $4, $5, $6)
+"""
+REVOKE_API_KEY: Final = """
+UPDATE api_keys SET revoked_at = now() WHERE tenant_id = $1 AND id = $2 AND revoked_at IS NULL RETURNING true
+"""
+FIND_API_KEY: Final = """
+SELECT k.id, k.scopes, t.root_id, t.tier, t.status
+FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+WHERE k.tenant_id = $1 AND k.key_hash = $2 AND k.revoked_at IS NULL
+  AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.status <> 'deleted'
+"""
+
+# Quotas and signals
+
+READ_QUOTA_USAGE: Final = """
+SELECT used + reserved AS used, window_end IS NOT NULL AND window_end <= now() AS ended
+FROM tenant_quota_usage WHERE tenant_id = $1 AND quota_type = $2
+"""
+CURRENT_VERDICTS: Final = """
+SELECT DISTINCT ON (resource) resource, kind, detail, signalled_at
+FROM tenant_signals WHERE tenant_id = $1 AND kind IN ('noisy', 'quiet')
+ORDER BY resource, signalled_at DESC, source_version DESC
+"""
+
+# Jobs
+
+READ_JOB: Final = """
+SELECT j.job_id, j.kind, j.priority, j.status, j.decision, j.reason, j.current_usage, j.limit_value, j.retry_after_ms,
+       j.requested_at, j.decided_at, j.outcome, j.accepted_attempt, j.finished_at,
+       e.executor, e.worker_us, e.error
+FROM jobs j
+LEFT JOIN executions e ON e.tenant_id = j.tenant_id AND e.job_id = j.job_id AND e.attempt = j.accepted_attempt
+WHERE j.tenant_id = $1 AND j.job_id = $2
+"""
+READ_MATCHES: Final = """
+SELECT row_no, group_no, left_id, right_id, left_amount_minor, right_amount_minor, currency, rule
+FROM accepted_matches WHERE tenant_id = $1 AND job_id = $2 AND row_no > $3 ORDER BY row_no LIMIT $4
+"""
+READ_UNMATCHED: Final = """
+SELECT row_no, side, record_id, amount_minor, currency, reason
+FROM accepted_unmatched WHERE tenant_id = $1 AND job_id = $2 AND row_no > $3 ORDER BY row_no LIMIT $4
+"""
+READ_REPORT: Final = """
+SELECT currency, match_groups, left_rows, left_rows_matched, left_rows_unmatched, left_total_minor,
+       left_matched_minor, left_unmatched_minor, right_rows, right_rows_matched, right_rows_unmatched,
+       right_total_minor, right_matched_minor, right_unmatched_minor
+FROM accepted_reports WHERE tenant_id = $1 AND job_id = $2 ORDER BY currency
+"""
+ANSWERS: Final = "SELECT 1"

@@ -1,0 +1,105 @@
+"""A small platform for tests: topics, a migrated database, admission in this process, and the services over them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from settler_streams.adapters.kafka.broker import admin, apply
+from settler_streams.adapters.postgres.migrations import migrate
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.events import TenantTier
+from settler_streams.services import (
+    Acknowledgements,
+    CreatedTenant,
+    EventPublisher,
+    OutboxRelay,
+    TenantDirectory,
+    TenantService,
+)
+from settler_streams.settings import Settings
+from settler_streams.topology import load_topology
+from settler_streams.workers.folds import fold_app
+from tests.services.interface import Service, Services
+
+SETTLED_WITHIN_S = 20.0
+"""Bound of every wait for something that happens in the background."""
+
+
+@dataclass
+class Platform:
+    """What a test needs."""
+
+    settings: Settings
+    pool: TenantConnectionPool
+    publisher: EventPublisher
+    directory: TenantDirectory
+    relay: OutboxRelay
+    tenants: TenantService
+
+    async def new_tenant(self, tier: TenantTier = TenantTier.STARTER, **more: object) -> CreatedTenant:
+        """A tenant that admission knows."""
+        token = secrets.token_hex(6)
+        return await self.tenants.create_tenant(
+            name=f"Tenant {token}",
+            slug=f"t-{token}",
+            owner_email=f"owner@{token}.example",
+            owner_password_hash="unused",
+            tier=tier,
+            **more,  # type: ignore[arg-type]
+        )
+
+
+async def settled(condition: object) -> None:
+    """Wait until ``condition()`` holds."""
+    async with asyncio.timeout(SETTLED_WITHIN_S):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def running_admission(settings: Settings) -> AsyncIterator[None]:
+    """The admission fold, in this process."""
+    app = fold_app("admission", settings, load_topology())
+    assert app.ticker is not None
+    ticker = asyncio.create_task(app.ticker.run())
+    await app.start()
+    try:
+        yield
+    finally:
+        ticker.cancel()
+        await asyncio.wait([ticker])
+        await app.stop()
+
+
+@pytest.fixture(scope="session")
+def new_settings(services: Services, kafka: Service, postgres: Service, valkey: Service) -> Settings:
+    """A deployment and a database of their own."""
+    token = secrets.token_hex(4)
+    return services.settings.model_copy(update={"deployment": f"t-{token}", "db_name": f"t_{token}"})
+
+
+@pytest_asyncio.fixture(scope="session")
+async def platform(new_settings: Settings) -> AsyncIterator[Platform]:
+    await migrate(new_settings)
+    async with admin(new_settings.kafka_bootstrap_servers) as client:
+        await apply(client, load_topology().declared(new_settings.deployment))
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(running_admission(new_settings))
+        pool = await TenantConnectionPool.open(new_settings)
+        stack.push_async_callback(pool.close)
+        publisher = EventPublisher(new_settings, source="/test")
+        relay = OutboxRelay(pool, publisher)
+        acknowledgements = Acknowledgements(new_settings)
+        directory = TenantDirectory(new_settings)
+        for part in (publisher, acknowledgements, directory, relay):
+            await part.start()
+            stack.push_async_callback(part.stop)
+        tenants = TenantService(pool, relay, acknowledgements)
+        yield Platform(new_settings, pool, publisher, directory, relay, tenants)
