@@ -65,7 +65,9 @@ class Fold:
         """The next record of the log."""
         self.offset += 1
         time = dt.datetime.fromtimestamp((self.now_ms if time_ms is None else time_ms) / 1000, dt.UTC)
-        event = envelope(data, event_id=event_id or uid(f"event {self.offset}"), source=source, tenant=tenant, time=time)
+        event = envelope(
+            data, event_id=event_id or uid(f"event {self.offset}"), source=source, tenant=tenant, time=time
+        )
         return Record(topic, self.partition, self.offset, tenant if key is None else key, event)
 
     def feed(self, data: Part, tenant: str = PLATFORM, **where: Any) -> tuple[Emit, ...]:
