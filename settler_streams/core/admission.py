@@ -63,6 +63,7 @@ class Reservation(Value, frozen=True, array_like=True):
     tenant: TenantId
     chain: tuple[TenantId, ...]
     admitted_at_ms: int
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Admission:
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event = record.event
         tenant = self._tenant_of(record)
-        if self._seen.repeated(record):
+        if self._seen.repeated(record) or self._is_open(record):
             return NOTHING
         changes = self._seen.remember(record, now_ms)
         refusal = self._gate(tenant, event.tenantid, request)
@@ -130,13 +131,24 @@ class Admission:
             usages, refusal = quotas.admit(levels, self._month_of(now_ms), now_ms)
             if refusal is None:
                 self._open_jobs += 1
-                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms)
+                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms, event.source)
                 signals = self._charge(levels, usages, record.key, changes)
         decided = _decision(record, request, refusal, now_ms)
         emits = [Emit("job-decisions", decided, event.tenantid, record.key, "decided", event.id)]
         if refusal is None:
             emits.append(self._enqueue(record, request, now_ms))
         return Outcome(changes, (*emits, *signals))
+
+    def _is_open(self, record: Record) -> bool:
+        """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
+
+        Raises:
+            RecordError: ``id-conflict``; the job is another source's.
+        """
+        reservation = value_of(self._state, f"job/{record.event.id}", Reservation)
+        if reservation is not None and reservation.source != record.event.source:
+            raise RecordError("id-conflict", f"{record.event.source!r} uses the id of {reservation.source!r}'s open job")
+        return reservation is not None
 
     def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
         """The reasons to refuse that have nothing to do with how much was used."""
