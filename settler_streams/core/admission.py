@@ -232,19 +232,16 @@ class Admission:
             raise RecordError("unknown-tenant", f"usage of the unknown tenant {record.event.tenantid}")
         if self._seen.repeated(record):
             return NOTHING
+        levels = [self._level(member, now_ms) for member in self._chain(record.event.tenantid, tenant)]
+        match used.resource:
+            case Resource.STORAGE_BYTES:
+                usages = [quotas.record_storage(level.usage, used.quantity) for level in levels]
+            case Resource.CUSTOM_DOMAINS:
+                usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
+            case _:
+                levels = usages = []  # metered by the noisy-neighbour fold; no quota hangs on it
         changes = self._seen.remember(record, now_ms)
-        signals: list[Emit] = []
-        for member in self._chain(record.event.tenantid, tenant):
-            level = self._level(member, now_ms)
-            match used.resource:
-                case Resource.STORAGE_BYTES:
-                    usage = quotas.record_storage(level.usage, used.quantity)
-                case Resource.CUSTOM_DOMAINS:
-                    usage = quotas.record_domains(level.usage, used.quantity)
-                case _:
-                    continue  # metered by the noisy-neighbour fold; no quota hangs on it
-            signals += self._put_usage(member, level.limits, usage, record.key, changes)
-        return Outcome(changes, tuple(signals))
+        return Outcome(changes, tuple(self._charge(levels, usages, record.key, changes)))
 
     def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
         tenant_id = record.event.tenantid
