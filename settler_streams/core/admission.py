@@ -247,6 +247,8 @@ class Admission:
         tenant_id = record.event.tenantid
         if record.key != changed.root_id:
             raise RecordError("foreign-tenant", f"the key {record.key!r} is not the root of {tenant_id}")
+        if changed.burst is not None and changed.burst > quotas.BURST_MAX:
+            raise RecordError("out-of-range", f"a burst of {changed.burst} is beyond {quotas.BURST_MAX}")
         key = f"tenant/{tenant_id}"
         current = value_of(self._state, key, Tenant)
         if current is not None and current.version >= changed.version:
