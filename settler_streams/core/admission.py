@@ -288,6 +288,9 @@ class Admission:
 
     def _flag_changed(self, record: Record, flag: FlagState) -> Outcome:
         tenant = record.event.tenantid
+        current = self._flags.get(flag.flag, tenant, flag.user_id)
+        if current is not None and current.version >= flag.version:
+            return NOTHING
         setting = FlagSetting(
             flag.flag,
             flag.scope,
