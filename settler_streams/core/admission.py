@@ -8,6 +8,7 @@ usage    what a tenant and its children have used: bucket, running jobs, this mo
 job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
 seen     ids of requests and usage events already handled; see :mod:`settler_streams.core.dedup`
 flag     flag settings that gate job kinds
+reports  the number of the present round of usage reports
 =======  ==========================================================================================================
 """
 
@@ -57,6 +58,12 @@ DEFAULT_COST_US = 200_000
 """Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
 
 
+class Reports(Value, frozen=True, array_like=True):
+    """How many rounds of usage reports have been sent; a usage that changed in the present one is reported next."""
+
+    rounds: int
+
+
 class Reservation(Value, frozen=True, array_like=True):
     """An admitted, unfinished job."""
 
@@ -85,6 +92,7 @@ class Admission:
         "job": Reservation,
         "seen": Seen,
         "flag": FlagSetting,
+        "reports": Reports,
     }
 
     def __init__(self, state: State, policy: AdmissionPolicy) -> None:
@@ -94,7 +102,13 @@ class Admission:
         self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
         self._open_jobs = sum(1 for key in state if key.startswith("job/"))
         self._seen = SeenWindow(state)
-        self._dirty: set[TenantId] = {TenantId(k[7:]) for k in state if k.startswith("tenant/")}
+        reports = value_of(state, "reports/", Reports)
+        self._round = reports.rounds if reports else 0
+        self._dirty: set[TenantId] = {
+            TenantId(key[len("usage/") :])
+            for key, usage in state.items()
+            if isinstance(usage, Usage) and usage.changed_in == self._round
+        }
         self._month = (0, 0)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
@@ -193,8 +207,7 @@ class Admission:
     ) -> list[Emit]:
         """Store a usage; the signals are those of thresholds reached for the first time."""
         usage, reached = quotas.crossed_thresholds(usage, limits)
-        changes[f"usage/{tenant_id}"] = usage
-        self._dirty.add(tenant_id)
+        self._store(tenant_id, usage, changes)
         return [
             Emit(
                 "tenant-signals",
@@ -213,6 +226,10 @@ class Admission:
             for quota, percent in reached
         ]
 
+    def _store(self, tenant_id: TenantId, usage: Usage, changes: dict[str, Value | None]) -> None:
+        changes[f"usage/{tenant_id}"] = quotas.in_round(usage, self._round)
+        self._dirty.add(tenant_id)
+
     def _finished(self, finished: JobFinished) -> Outcome:
         reservation = value_of(self._state, f"job/{finished.job_id}", Reservation)
         if reservation is None:
@@ -222,8 +239,7 @@ class Admission:
         for member in reservation.chain:
             usage = value_of(self._state, f"usage/{member}", Usage)
             if usage is not None:
-                changes[f"usage/{member}"] = quotas.release(usage)
-                self._dirty.add(member)
+                self._store(member, quotas.release(usage), changes)
         return Outcome(changes)
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
@@ -266,13 +282,12 @@ class Admission:
         changes: dict[str, Value | None] = {key: tenant}
         usage = value_of(self._state, f"usage/{tenant_id}", Usage)
         if usage is None:
-            changes[f"usage/{tenant_id}"] = quotas.new_usage(limits, now_ms)
+            usage = quotas.new_usage(limits, now_ms)
         elif current is not None:
             before = Limits.of(current, self._policy.tiers)
-            bucket = change_policy(usage.bucket, before.rate, limits.rate, now_ms)
-            changes[f"usage/{tenant_id}"] = quotas.with_bucket(usage, bucket)
+            usage = quotas.with_bucket(usage, change_policy(usage.bucket, before.rate, limits.rate, now_ms))
+        self._store(tenant_id, usage, changes)
         self._limits.pop(tenant_id, None)
-        self._dirty.add(tenant_id)
         return Outcome(changes, tuple(self._announce(record, changed.version, limits)))
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
@@ -324,8 +339,12 @@ class Admission:
             if tenant is not None:
                 report = self._report(level, now_ms)
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
-        self._dirty.clear()
-        return Outcome(self._seen.forget(now_ms), tuple(emits))
+        changes = self._seen.forget(now_ms)
+        if self._dirty:
+            self._dirty.clear()
+            self._round += 1
+            changes["reports/"] = Reports(self._round)
+        return Outcome(changes, tuple(emits))
 
     def _report(self, level: Level, now_ms: int) -> TenantUsage:
         usage, limits = level.usage, level.limits

@@ -60,6 +60,8 @@ class Usage(Value, frozen=True, array_like=True):
     requests: int = 0
     signalled: dict[QuotaType, int] = msgspec.field(default_factory=dict)
     """The highest threshold already signalled per quota."""
+    changed_in: int = 0
+    """The round of usage reports that will tell this change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,11 @@ def _total(used: int, delta: int) -> int:
 def with_bucket(usage: Usage, bucket: Bucket) -> Usage:
     """The same usage with another bucket."""
     return msgspec.structs.replace(usage, bucket=bucket)
+
+
+def in_round(usage: Usage, reports: int) -> Usage:
+    """The same usage, changed in this round of usage reports."""
+    return msgspec.structs.replace(usage, changed_in=reports)
 
 
 def tokens_left(usage: Usage, limits: Limits, now_ms: int) -> int:
