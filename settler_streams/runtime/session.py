@@ -20,7 +20,7 @@ from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, va
 from settler_streams.errors import StateError, UnavailableError
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.state import Overlay, StateCodec
-from settler_streams.runtime.step import STEP_DEADLINE_S, Records, Step
+from settler_streams.runtime.step import STEP_DEADLINE_S, Raw, Records, Step
 from settler_streams.topology import Fold, Topology, full_name
 
 log = structlog.get_logger(__name__)
@@ -191,9 +191,9 @@ class Session:
         while await consumer.position(changelog) < end:
             for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
                 for record in records:
-                    key = record.key.decode()
+                    key = _state_key(record)
                     self.state.load(key, None if record.value is None else self.codec.decode(key, record.value))
-                    loaded += 1
+                loaded += len(records)
         return loaded
 
     def named(self, positions: Mapping[TopicPartition, int]) -> dict[str, int]:
@@ -227,3 +227,11 @@ class Session:
                 await producer.stop()
         except (TimeoutError, KafkaError) as error:
             log.warning("producer did not stop cleanly", fold=self.id.transactional_id, error=repr(error))
+
+
+def _state_key(record: Raw) -> str:
+    try:
+        return record.key.decode()
+    except (AttributeError, UnicodeDecodeError) as error:
+        where = f"{record.topic}-{record.partition}@{record.offset}"
+        raise StateError(f"changelog record {where}: {record.key!r} is no state key") from error

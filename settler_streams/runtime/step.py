@@ -61,6 +61,9 @@ class Step:
         self._check_positions()
 
     async def __aenter__(self) -> Step:
+        if self._session.lost:
+            # The logic may have seen records whose transaction was aborted.
+            raise StateError(f"{self._session.id.transactional_id}: the session is lost and takes no further step")
         await self._bounded(self._session.producer.begin_transaction())
         return self
 
