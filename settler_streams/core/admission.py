@@ -161,7 +161,9 @@ class Admission:
         """
         reservation = value_of(self._state, f"job/{record.event.id}", Reservation)
         if reservation is not None and reservation.source != record.event.source:
-            raise RecordError("id-conflict", f"{record.event.source!r} uses the id of {reservation.source!r}'s open job")
+            raise RecordError(
+                "id-conflict", f"{record.event.source!r} uses the id of {reservation.source!r}'s open job"
+            )
         return reservation is not None
 
     def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
@@ -255,7 +257,7 @@ class Admission:
             case Resource.CUSTOM_DOMAINS:
                 usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
             case _:
-                levels = usages = []  # metered by the noisy-neighbour fold; no quota hangs on it
+                levels, usages = [], []  # metered by the noisy-neighbour fold; no quota hangs on it
         changes = self._seen.remember(record, now_ms)
         return Outcome(changes, tuple(self._charge(levels, usages, record.key, changes)))
 
