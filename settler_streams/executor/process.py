@@ -23,7 +23,8 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.results import write_results
-from settler_streams.errors import Disposition, SettlerError
+from settler_streams.core.scheduler import LEASE_MS
+from settler_streams.errors import Disposition, SettlerError, UnavailableError
 from settler_streams.events import (
     CONTENT_TYPE,
     AttemptFinished,
@@ -136,10 +137,15 @@ class Executor:
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
 
     async def _heartbeats(self) -> None:
+        """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation."""
+        renewed_s = time.monotonic()
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            if time.monotonic() - renewed_s > LEASE_MS / 1000:
+                raise UnavailableError(f"no heartbeat for more than {LEASE_MS} ms: the lease of {self._name} has ended")
             running = tuple(sorted(self._running))
             await self._report(ExecutorHeartbeat(executor=self._name, incarnation=self._incarnation, running=running))
+            renewed_s = time.monotonic()
 
     async def _follow(self) -> None:
         async for record in self._dispatches:

@@ -47,6 +47,9 @@ async def submit(request: Request) -> Response:
     1. Validate the body by the schema of ``settler.job.requested.v1``.
     2. A repeated key of a job that was decided gets that decision again.
     3. Listen for the decision, publish the request, wait up to :data:`DECISION_WITHIN_S`.
+
+    A repeated key is recognised for as long as the database knows the job, and until it does, by this process and by
+    admission's window of ten minutes. One job has one decision: after a refusal, another key asks anew.
     """
     gateway, principal = gateway_of(request), principal_of(request)
     asked = read_event(JobRequested, await request.body())

@@ -133,10 +133,18 @@ class TenantMiddleware:
             await problem(403, "the API key speaks for another tenant than the header names")(scope, receive, send)
             return
         scope["state"]["principal"] = principal
-        if principal.status is not TenantStatus.ACTIVE and scope["method"] not in ("GET", "HEAD"):
-            await problem(403, "the tenant is suspended")(scope, receive, send)
+        if scope["method"] not in ("GET", "HEAD") and not self._active(principal):
+            await problem(403, "the tenant or one of its parents is suspended")(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _active(self, principal: Principal) -> bool:
+        """Whether the tenant, as stored, and its parents, as last heard of, may change anything."""
+        directory = self._gateway.directory
+        parents = (directory.get(member) for member in directory.chain(principal.tenant_id)[1:])
+        return principal.status is TenantStatus.ACTIVE and all(
+            parent is None or parent.status is TenantStatus.ACTIVE for parent in parents
+        )
 
 
 class QuotaMiddleware:

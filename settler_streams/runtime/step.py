@@ -61,6 +61,9 @@ class Step:
         self._check_positions()
 
     async def __aenter__(self) -> Step:
+        if self._session.lost:
+            # The logic may have seen records whose transaction was aborted.
+            raise StateError(f"{self._session.id.transactional_id}: the session is lost and takes no further step")
         await self._bounded(self._session.producer.begin_transaction())
         return self
 
@@ -159,14 +162,13 @@ class Step:
 
     async def _commit(self) -> None:
         session = self._session
-        if self.now_ms > session.now_ms:
-            session.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
+        positions = session.positions | {tp: raws[-1].offset + 1 for tp, raws in self._records.items()}
+        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions))})
         self._add_changelog()
         self._add_journal()
         await self._bounded(self._outputs.send_all())
-        for tp, raws in self._records.items():
-            session.positions[tp] = raws[-1].offset + 1
-        await self._bounded(session.commit())
+        await self._bounded(session.commit(positions))
+        session.positions = positions
         session.state.merge()
         session.now_ms = self.now_ms
         self._observation.committed(sum(len(raws) for raws in self._records.values()), self.now_ms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +14,7 @@ import pytest_asyncio
 from settler_streams.adapters.kafka.broker import admin, apply
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.events import TenantTier
+from settler_streams.events import Envelope, Part, TenantTier
 from settler_streams.services import (
     Acknowledgements,
     CreatedTenant,
@@ -23,6 +23,7 @@ from settler_streams.services import (
     TenantDirectory,
     TenantService,
 )
+from settler_streams.services.feed import TopicFeed
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
 from settler_streams.workers.folds import fold_app
@@ -56,11 +57,23 @@ class Platform:
         )
 
 
-async def settled(condition: object) -> None:
-    """Wait until ``condition()`` holds."""
-    async with asyncio.timeout(SETTLED_WITHIN_S):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.02)
+async def settled(feed: TopicFeed, condition: Callable[[], bool]) -> None:
+    """Wait until ``condition()`` holds, which can only change with an event of ``feed``."""
+    handed_over = asyncio.Event()
+    on_event = feed._on_event
+
+    def signalled(event: Envelope[Part]) -> None:
+        on_event(event)
+        handed_over.set()
+
+    feed._on_event = signalled
+    try:
+        async with asyncio.timeout(SETTLED_WITHIN_S):
+            while not condition():
+                handed_over.clear()
+                await handed_over.wait()
+    finally:
+        feed._on_event = on_event
 
 
 @contextlib.asynccontextmanager
