@@ -177,7 +177,8 @@ class Scheduler:
         queued, job = self._queue.job(job_id), self._job(job_id)
         if queued is None or job is None:
             return
-        if report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS and queued.attempt < ATTEMPTS_MAX:
+        retried = report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS
+        if retried and (report.attempt < queued.attempt or queued.attempt < ATTEMPTS_MAX):
             if self._queue.requeue(job_id, report.attempt, report.worker_us):
                 self._roster.released(job_id)
             return
