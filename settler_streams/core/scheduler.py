@@ -195,7 +195,7 @@ class Scheduler:
             worker_us=report.worker_us,
             matches=report.matches,
             unmatched=report.unmatched,
-            executor=placement.executor if placement else "",
+            executor=placement.executor if placement and placement.incarnation == report.incarnation else "",
             reason=report.reason,
             detail=report.detail,
         )
