@@ -26,7 +26,7 @@ from settler_streams.events import (
     UsagePartial,
     UsageRecorded,
 )
-from settler_streams.ids import PLATFORM, TenantId
+from settler_streams.ids import PLATFORM, TenantId, canonical_tenant
 
 GRID = Windows(width_ms=2_000, kept=8, lateness_ms=2_000)
 """Windows of two seconds that may be corrected for two more: a verdict on three of five comes within ten seconds."""
@@ -79,10 +79,10 @@ class NoisyNeighbour:
 
     def _add(self, record: Record, event_ms: int, now_ms: int, **amounts: int) -> Outcome:
         """Count an amount in its window: too late counts in the oldest open one, the future in the present one."""
-        tenant = record.event.tenantid
+        tenant, root = record.event.tenantid, _root_of(record)
         window = min(max(event_ms // GRID.width_ms, GRID.open_from(now_ms)), now_ms // GRID.width_ms)
         key = f"sum/{window}/{tenant}"
-        before = value_of(self._state, key, WindowSum) or WindowSum(TenantId(record.key))
+        before = value_of(self._state, key, WindowSum) or WindowSum(root)
         self._tenants.setdefault(window, {})[tenant] = None
         self._unsent.add(window)
         grown = {resource: getattr(before, resource) + amount for resource, amount in amounts.items()}
@@ -122,6 +122,14 @@ class NoisyNeighbour:
             worker_us=value.worker_us,
             storage_bytes=value.storage_bytes,
         )
+
+
+def _root_of(record: Record) -> TenantId:
+    """The key, if it can be a root: one that is none would spoil the partial of every tenant beside it."""
+    try:
+        return canonical_tenant(record.key)
+    except ValueError as error:
+        raise RecordError("foreign-tenant", f"the key {record.key[:100]!r} is no tenant") from error
 
 
 class Partial(Value, frozen=True, array_like=True):
