@@ -34,6 +34,8 @@ POLICY = NoisePolicy(floors=(20, 2_000_000, 2 * 1_048_576))
 """Floors per window of two seconds: ten requests a second, one executor kept busy, 1 MiB/s."""
 TICK_MS = 1_000
 """A partition sends a window's last sums with the tick after it; the detector waits that long before it judges."""
+COUNT_MAX = 2**63 - 1
+"""What an event can hold; a sum stops there, which is far beyond every floor and changes no verdict."""
 CHUNK_TENANTS_MAX = 4_000
 """Tenants in one partial: about 600 kB of JSON, within the 1 MiB message limit."""
 
@@ -85,7 +87,7 @@ class NoisyNeighbour:
         before = value_of(self._state, key, WindowSum) or WindowSum(root)
         self._tenants.setdefault(window, {})[tenant] = None
         self._unsent.add(window)
-        grown = {resource: getattr(before, resource) + amount for resource, amount in amounts.items()}
+        grown = {name: min(getattr(before, name) + amount, COUNT_MAX) for name, amount in amounts.items()}
         return Outcome({key: msgspec.structs.replace(before, **grown)})
 
     def _tick(self, record: Record, now_ms: int) -> Outcome:
@@ -266,9 +268,9 @@ def _signal(
             resource=verdict.resource,
             window_start_ms=start_ms,
             window_ms=GRID.width_ms,
-            used=verdict.usage,
-            others_average=verdict.others_average,
-            ratio_per_mille=verdict.ratio_per_mille,
+            used=min(verdict.usage, COUNT_MAX),
+            others_average=min(verdict.others_average, COUNT_MAX),
+            ratio_per_mille=None if verdict.ratio_per_mille is None else min(verdict.ratio_per_mille, COUNT_MAX),
             tenants=len(roots),
         )
     else:
