@@ -203,7 +203,7 @@ class NoisyDetector:
         last_closed = GRID.open_from(now_ms - TICK_MS) - 1
         if last_closed <= self._judged:
             return NOTHING
-        first = max(self._judged + 1, min(self._partials, default=last_closed), last_closed - POLICY.of - POLICY.quiet)
+        first = max(self._judged + 1, last_closed - POLICY.of - POLICY.quiet)
         watches = self._watches()
         roots = {tenant: value.root for (_, tenant), value in watches.items()}
         since = {key: value.noisy_since_ms for key, value in watches.items()}
