@@ -47,21 +47,34 @@ class WindowSum(Value, frozen=True, array_like=True):
     requests: int = 0
     worker_us: int = 0
     storage_bytes: int = 0
+    changed_in: int = 0
+    """The round of partials that will tell this change."""
+
+
+class Rounds(Value, frozen=True, array_like=True):
+    """How many rounds of partials have been sent."""
+
+    sent: int
 
 
 class NoisyNeighbour:
-    """One partition's sums; state keys are ``sum/<window>/<tenant>``."""
+    """One partition's sums; state keys are ``sum/<window>/<tenant>``, and ``rounds/``."""
 
-    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "sum": WindowSum}
+    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "sum": WindowSum, "rounds": Rounds}
 
     def __init__(self, state: State, partition: int) -> None:
         self._state = state
         self._partition = partition
+        rounds = value_of(state, "rounds/", Rounds)
+        self._round = rounds.sent if rounds else 0
         self._tenants: dict[int, dict[TenantId, None]] = {}
-        for key in sorted(key for key in state if key.startswith("sum/")):
-            _, window, tenant = key.split("/")
-            self._tenants.setdefault(int(window), {})[TenantId(tenant)] = None
-        self._unsent = set(self._tenants)
+        self._unsent: set[int] = set()
+        for key, value in state.items():
+            if isinstance(value, WindowSum):
+                _, window, tenant = key.split("/")
+                self._tenants.setdefault(int(window), {})[TenantId(tenant)] = None
+                if value.changed_in == self._round:
+                    self._unsent.add(int(window))
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Count one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
@@ -88,12 +101,15 @@ class NoisyNeighbour:
         self._tenants.setdefault(window, {})[tenant] = None
         self._unsent.add(window)
         grown = {name: min(getattr(before, name) + amount, COUNT_MAX) for name, amount in amounts.items()}
-        return Outcome({key: msgspec.structs.replace(before, **grown)})
+        return Outcome({key: msgspec.structs.replace(before, changed_in=self._round, **grown)})
 
     def _tick(self, record: Record, now_ms: int) -> Outcome:
         emits = [emit for window in sorted(self._unsent) for emit in self._partials(window, record.offset)]
-        self._unsent.clear()
         changes: dict[str, Value | None] = {}
+        if self._unsent:
+            self._unsent.clear()
+            self._round += 1
+            changes["rounds/"] = Rounds(self._round)
         for window in [w for w in self._tenants if w <= now_ms // GRID.width_ms - GRID.kept]:
             changes.update(dict.fromkeys((f"sum/{window}/{tenant}" for tenant in self._tenants.pop(window)), None))
         return Outcome(changes, tuple(emits))
