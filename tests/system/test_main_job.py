@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -78,10 +79,7 @@ async def test_the_producer_and_the_consumer_of_the_readme_work_when_pasted(sett
     for name in ("producer.py", "consumer.py"):
         (tmp_path / name).write_text(_snippet(name), encoding="utf-8")
         assert len(_snippet(name).splitlines()) <= 24
-    said = subprocess.run(
-        [sys.executable, "producer.py", tenant],
-        cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=COMMAND_S_MAX, check=True,
-    ).stdout  # fmt: skip
+    said = await asyncio.to_thread(_run, [sys.executable, "producer.py", tenant], environ, tmp_path)
     assert said == "succeeded: 2 matches, 1 unmatched\n"
     consumer = await asyncio.create_subprocess_exec(
         sys.executable, "-u", "consumer.py", tenant, cwd=tmp_path, env=environ, stdout=asyncio.subprocess.PIPE
@@ -108,8 +106,13 @@ def test_the_readme_links_to_files_that_exist():
 
 
 def _settler(environ: Mapping[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", "settler_streams.cli.main", *arguments]
-    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=COMMAND_S_MAX, check=False)
+    return _run([sys.executable, "-m", "settler_streams.cli.main", *arguments], environ)
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str], cwd: Path | None = None) -> str:
+    ended = subprocess.run(
+        command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=COMMAND_S_MAX, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
