@@ -20,9 +20,9 @@ from typing import ClassVar
 
 from settler_streams.core import quotas
 from settler_streams.core.dedup import Seen, SeenWindow
-from settler_streams.core.flags import FlagSetting, FlagTable
+from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
-from settler_streams.core.quotas import Level, Limits, Refusal, Tenant, Usage
+from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
 from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
@@ -56,21 +56,6 @@ JOB_KINDS = frozenset({"reconciliation", "reconciliation-preview"})
 """What executors can run. The flag ``jobs.<kind>`` switches a kind off."""
 DEFAULT_COST_US = 200_000
 """Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
-
-
-class Reports(Value, frozen=True, array_like=True):
-    """How many rounds of usage reports have been sent; a usage that changed in the present one is reported next."""
-
-    rounds: int
-
-
-class Reservation(Value, frozen=True, array_like=True):
-    """An admitted, unfinished job."""
-
-    tenant: TenantId
-    chain: tuple[TenantId, ...]
-    admitted_at_ms: int
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +146,7 @@ class Admission:
         """
         reservation = value_of(self._state, f"job/{record.event.id}", Reservation)
         if reservation is not None and reservation.source != record.event.source:
-            raise RecordError("id-conflict", f"{record.event.source!r} uses the id of {reservation.source!r}'s open job")
+            raise RecordError("id-conflict", f"the open job {record.event.id} came from {reservation.source!r}")
         return reservation is not None
 
     def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
@@ -255,7 +240,7 @@ class Admission:
             case Resource.CUSTOM_DOMAINS:
                 usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
             case _:
-                levels = usages = []  # metered by the noisy-neighbour fold; no quota hangs on it
+                levels, usages = [], []  # metered by the noisy-neighbour fold; no quota hangs on it
         changes = self._seen.remember(record, now_ms)
         return Outcome(changes, tuple(self._charge(levels, usages, record.key, changes)))
 
@@ -306,19 +291,7 @@ class Admission:
         current = self._flags.get(flag.flag, tenant, flag.user_id)
         if current is not None and current.version >= flag.version:
             return NOTHING
-        setting = FlagSetting(
-            flag.flag,
-            flag.scope,
-            tenant,
-            flag.user_id,
-            flag.version,
-            flag.enabled,
-            flag.killed,
-            flag.rollout_per_mille,
-            flag.salt,
-            flag.changed_at_ms,
-            flag.deleted,
-        )
+        setting = setting_of(tenant, flag)
         self._flags.put(setting)
         return Outcome({f"flag/{flag.flag}/{tenant}/{flag.user_id or ''}": setting})
 

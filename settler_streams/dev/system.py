@@ -138,6 +138,16 @@ class LocalSystem:
         ]
         return SystemStatus(self.stack.status(), processes, self._with_ports(self.stack.settings, state))
 
+    @property
+    def settings(self) -> Settings:
+        """The settings that reach the system, from what is stored; they mean something while it runs."""
+        return self._with_ports(self.stack.settings, self._load())
+
+    @property
+    def taken_down(self) -> bool:
+        """Whether somebody has stopped it: no process of ours is wanted any more."""
+        return not self._load().processes
+
     def restart_ended(self) -> list[str]:
         """Start the processes again that have ended by themselves; returns their names.
 

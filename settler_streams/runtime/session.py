@@ -231,7 +231,8 @@ class Session:
 
 def _state_key(record: Raw) -> str:
     try:
-        return record.key.decode()
+        key: str = record.key.decode()
     except (AttributeError, UnicodeDecodeError) as error:
         where = f"{record.topic}-{record.partition}@{record.offset}"
         raise StateError(f"changelog record {where}: {record.key!r} is no state key") from error
+    return key

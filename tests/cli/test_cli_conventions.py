@@ -17,7 +17,8 @@ from settler_streams.cli.output import EXIT_CODES
 from settler_streams.errors import Disposition
 from settler_streams.events import REGISTRY
 
-PROCESSES = {"worker", "executor", "gateway"}
+UNTIL_STOPPED = {"worker", "executor", "gateway"}
+FOR_PEOPLE = {"demo"}
 
 
 def leaves() -> Iterator[tuple[str, click.Command]]:
@@ -44,7 +45,7 @@ def test_every_flag_has_an_environment_twin_in_its_help(name: str) -> None:
     assert LEAVES[name].help
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES.keys() - PROCESSES))
+@pytest.mark.parametrize("name", sorted(LEAVES.keys() - UNTIL_STOPPED - FOR_PEOPLE))
 def test_every_command_speaks_json(name: str) -> None:
     assert "--json" in {opt for option in LEAVES[name].params for opt in option.opts}
 

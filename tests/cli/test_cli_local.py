@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -47,7 +48,7 @@ class Local:
     @contextlib.contextmanager
     def up(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         """`settler up` in the foreground, from its ready line on."""
-        with self.start("up", "--no-gateway", *arguments) as process:
+        with self.start("up", *arguments) as process:
             try:
                 assert process.stderr is not None
                 assert process.stderr.readline() == "up; Ctrl-C stops everything\n", process.stderr.read()
@@ -82,13 +83,15 @@ def lives(pid: int) -> bool:
 def test_up_is_reused_survives_a_crash_restarts_what_ends_and_stops_at_ctrl_c(local: Local) -> None:
     with local.up() as first:
         running = local.pids()
-        assert set(running) == {"kafka", "postgres", "valkey", "worker-1", "executor-1"}
+        assert set(running) == {"kafka", "postgres", "valkey", "worker-1", "executor-1", "gateway"}
         code, status = local.run("status")
         assert (code, status["running"]) == (0, True)
+        for url in (f"{status['gateway_url']}/readyz", status["metrics_url"], *status["metrics_urls"].values()):
+            assert httpx.get(url, timeout=WAIT_S).status_code == 200, url
         assert local.run("topology", "check") == (0, {"agrees": True, "differences": 0})
         assert local.run("migrate") == (0, {"applied": []})
         assert local.run("dlq", "list") == (0, [])
-        code, _ = local.run("up", "--no-gateway", "--detach")
+        code, _ = local.run("up", "--detach")
         assert code == 0
         assert local.pids() == running
         first.send_signal(signal.SIGKILL)
@@ -106,6 +109,16 @@ def test_up_is_reused_survives_a_crash_restarts_what_ends_and_stops_at_ctrl_c(lo
         assert second.wait(WAIT_S) == 0
     assert not [pid for pid in everything if lives(pid)]
     assert local.run("status")[0] == 3
+
+
+def test_down_ends_an_up_that_runs_elsewhere(local: Local) -> None:
+    with local.up("--executors", "0", "--workers", "0") as up:
+        running = local.pids()
+        assert set(running) == {"kafka", "postgres", "valkey", "gateway"}
+        code, status = local.run("down")
+        assert (code, status["running"]) == (0, False)
+        assert up.wait(WAIT_S) == 0
+    assert not [pid for pid in running.values() if lives(pid)]
 
 
 def test_the_number_of_processes_follows_what_is_asked_for(local: Local) -> None:

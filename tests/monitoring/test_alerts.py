@@ -26,7 +26,7 @@ ALERTS = [rule for rule in RULES if "alert" in rule]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 PROMQL = {
     "absent", "and", "by", "count", "histogram_quantile", "increase", "max", "offset", "or", "rate", "scalar", "sum",
-    "unless",
+    "topk", "unless",
 }  # fmt: skip
 
 
