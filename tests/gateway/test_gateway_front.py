@@ -7,12 +7,14 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sys
 import uuid
 
 import httpx
 import pytest
 
+from settler_streams.errors import ConfigurationError
 from settler_streams.events import QuotaType, TenantTier
 from settler_streams.gateway import middleware
 from settler_streams.gateway.app import OPERATIONS
@@ -209,3 +211,23 @@ async def test_a_process_drains_on_the_first_signal_and_exits_clean(platform: Pl
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_answers_do_not_wait_for_delayed_acknowledgements() -> None:
+    listener = bind("127.0.0.1", 0)
+    found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def accepted(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async with await asyncio.start_server(accepted, sock=listener):
+        _reader, writer = await asyncio.open_connection(*listener.getsockname())
+        async with asyncio.timeout(5):
+            assert await found != 0
+        writer.close()
+
+
+def test_a_taken_address_is_a_configuration_error() -> None:
+    with bind("127.0.0.1", 0) as first, pytest.raises(ConfigurationError):
+        bind("127.0.0.1", first.getsockname()[1])
