@@ -116,8 +116,10 @@ class HttpTransport:
             raise
         if decision is None:
             self._decisions.forget(job_id)  # nobody will tell; whoever asks looks it up
-        else:
-            self._settle(decision)
+            return
+        self._settle(decision)
+        if decision.admitted and response.json().get("repeated"):
+            self._results.forget(job_id)  # it may have finished before this transport began to follow
 
     async def send(self, caller: Caller, command: Command) -> None:
         """See :meth:`Transport.send`. The gateway names the API key as the actor of a flag command."""

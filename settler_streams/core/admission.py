@@ -20,13 +20,14 @@ from typing import ClassVar
 
 from settler_streams.core import quotas
 from settler_streams.core.dedup import Seen, SeenWindow
-from settler_streams.core.flags import FlagSetting, FlagTable
+from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
-from settler_streams.core.quotas import Level, Limits, Refusal, Tenant, Usage
+from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
 from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
     ClockTick,
+    FileRecords,
     FlagState,
     JobCancelRequested,
     JobDecided,
@@ -56,21 +57,6 @@ JOB_KINDS = frozenset({"reconciliation", "reconciliation-preview"})
 """What executors can run. The flag ``jobs.<kind>`` switches a kind off."""
 DEFAULT_COST_US = 200_000
 """Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
-
-
-class Reports(Value, frozen=True, array_like=True):
-    """How many rounds of usage reports have been sent; a usage that changed in the present one is reported next."""
-
-    rounds: int
-
-
-class Reservation(Value, frozen=True, array_like=True):
-    """An admitted, unfinished job."""
-
-    tenant: TenantId
-    chain: tuple[TenantId, ...]
-    admitted_at_ms: int
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +119,7 @@ class Admission:
 
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event = record.event
+        _check_paths(request)
         tenant = self._tenant_of(record)
         if self._seen.repeated(record) or self._is_open(record):
             return NOTHING
@@ -161,9 +148,7 @@ class Admission:
         """
         reservation = value_of(self._state, f"job/{record.event.id}", Reservation)
         if reservation is not None and reservation.source != record.event.source:
-            raise RecordError(
-                "id-conflict", f"{record.event.source!r} uses the id of {reservation.source!r}'s open job"
-            )
+            raise RecordError("id-conflict", f"the open job {record.event.id} came from {reservation.source!r}")
         return reservation is not None
 
     def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
@@ -308,19 +293,7 @@ class Admission:
         current = self._flags.get(flag.flag, tenant, flag.user_id)
         if current is not None and current.version >= flag.version:
             return NOTHING
-        setting = FlagSetting(
-            flag.flag,
-            flag.scope,
-            tenant,
-            flag.user_id,
-            flag.version,
-            flag.enabled,
-            flag.killed,
-            flag.rollout_per_mille,
-            flag.salt,
-            flag.changed_at_ms,
-            flag.deleted,
-        )
+        setting = setting_of(tenant, flag)
         self._flags.put(setting)
         return Outcome({f"flag/{flag.flag}/{tenant}/{flag.user_id or ''}": setting})
 
@@ -400,6 +373,13 @@ class Admission:
         if not self._month[0] <= now_ms < self._month[1]:
             self._month = quotas.month_bounds(now_ms)
         return self._month
+
+
+def _check_paths(request: JobRequested) -> None:
+    """What can be seen of a path without opening it. Where links lead, the executor sees."""
+    for records in (request.left, request.right):
+        if isinstance(records, FileRecords) and (records.path.startswith("/") or ".." in records.path.split("/")):
+            raise RecordError("outside-tenant", f"the path {records.path!r} leaves the tenant's directory")
 
 
 def _decision(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import mmh3
 
 from settler_streams.core.fold import Value
-from settler_streams.events import FlagScope
+from settler_streams.events import FlagScope, FlagState
 from settler_streams.ids import PLATFORM, TenantId
 
 
@@ -35,6 +35,23 @@ class FlagSetting(Value, frozen=True, array_like=True):
     salt: str
     changed_at_ms: int = 0
     deleted: bool = False
+
+
+def setting_of(tenant: TenantId, state: FlagState) -> FlagSetting:
+    """The setting that a flag's published state tells of."""
+    return FlagSetting(
+        state.flag,
+        state.scope,
+        tenant,
+        state.user_id,
+        state.version,
+        state.enabled,
+        state.killed,
+        state.rollout_per_mille,
+        state.salt,
+        state.changed_at_ms,
+        state.deleted,
+    )
 
 
 class FlagReason(enum.StrEnum):

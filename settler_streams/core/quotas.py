@@ -64,6 +64,21 @@ class Usage(Value, frozen=True, array_like=True):
     """The round of usage reports that will tell this change."""
 
 
+class Reports(Value, frozen=True, array_like=True):
+    """How many rounds of usage reports have been sent; a usage that changed in the present one is reported next."""
+
+    rounds: int
+
+
+class Reservation(Value, frozen=True, array_like=True):
+    """An admitted, unfinished job."""
+
+    tenant: TenantId
+    chain: tuple[TenantId, ...]
+    admitted_at_ms: int
+    source: str
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """A tenant's effective limits: its overrides over its tier's defaults."""

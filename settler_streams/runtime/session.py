@@ -18,9 +18,10 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
 from settler_streams.errors import StateError, UnavailableError
+from settler_streams.runtime.intake import Intake, Raw
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.state import Overlay, StateCodec
-from settler_streams.runtime.step import STEP_DEADLINE_S, Raw, Records, Step
+from settler_streams.runtime.step import STEP_DEADLINE_S, Records, Step
 from settler_streams.topology import Fold, Topology, full_name
 
 log = structlog.get_logger(__name__)
@@ -91,6 +92,7 @@ class Session:
         self.spec = spec
         self.id = spec.fold_id(partition)
         self.codec = StateCodec(spec.kinds)
+        self.intake = Intake(spec.topology)
         self.state = Overlay()
         self.positions: dict[TopicPartition, int] = {}
         self.now_ms = 0
@@ -231,8 +233,7 @@ class Session:
 
 def _state_key(record: Raw) -> str:
     try:
-        key: str = record.key.decode()
-    except (AttributeError, UnicodeDecodeError) as error:
+        return str(record.key, encoding="utf-8")
+    except (TypeError, UnicodeDecodeError) as error:
         where = f"{record.topic}-{record.partition}@{record.offset}"
         raise StateError(f"changelog record {where}: {record.key!r} is no state key") from error
-    return key

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 
 import pytest
 
 from settler_streams.client import HttpTransport, JobRejectedError, SettlerClient
-from settler_streams.errors import InvalidRequestError
+from settler_streams.errors import InvalidRequestError, UnavailableError
 from settler_streams.events import InlineRecords, JobFinished, JobStatus, MatchRules, QuotaType, Resource
 from settler_streams.ids import JobId, TenantId, uuid7
-from tests.gateway.gateways import keyed
+from tests.gateway.gateways import keyed, running_gateway
 from tests.services_layer.platform import Platform
 
 pytestmark = pytest.mark.services
@@ -40,6 +41,10 @@ async def test_submit_and_result(platform: Platform, gateway_url: str) -> None:
         # Another client, which did not submit it, finds it in the log.
         async with SettlerClient(HttpTransport(gateway_url, tenant.key), tenant.id) as other:
             assert (await other.result(job.id, 20)).matches == 7
+        # So does one that submits it again, though nothing about it will be announced any more.
+        async with SettlerClient(HttpTransport(gateway_url, tenant.key), tenant.id) as third:
+            again = await third.submit(left=ROWS, right=ROWS, rules=MatchRules(), job_id=job.id)
+            assert (await again.result(20)).matches == 7
 
 
 async def test_a_rejection_is_told_with_its_decision(platform: Platform, gateway_url: str) -> None:
@@ -74,6 +79,21 @@ async def test_commands_and_results_in_order(platform: Platform, gateway_url: st
                 if len(found) == 3:
                     break
         assert found == ids
+
+
+async def test_a_client_survives_the_replacement_of_its_gateway(platform: Platform) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with running_gateway(platform.settings) as (url, _), keyed(platform, url) as tenant:
+            client = SettlerClient(HttpTransport(url, tenant.key), tenant.id)
+            await stack.enter_async_context(client)
+            job = await client.submit(left=ROWS, right=ROWS)
+        # While no gateway runs, the job finishes.
+        await _finish(platform, tenant.id, job.id)
+        with pytest.raises(UnavailableError):
+            await client.record_usage(Resource.STORAGE_BYTES, 1)
+        port = int(url.rsplit(":", 1)[1])
+        async with running_gateway(platform.settings, port=port):
+            assert (await job.result(30)).matches == 7
 
 
 async def test_a_key_speaks_for_one_tenant(platform: Platform, gateway_url: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settler_streams.core.flag_commands import GLOBAL_KEY, FlagCommands
-from settler_streams.core.flags import FlagReason, FlagSetting, FlagTable
+from settler_streams.core.flags import FlagReason, FlagTable, setting_of
 from settler_streams.events import ClockTick, FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState
 from settler_streams.ids import PLATFORM
 from tests.core.harness import Fold, uid
@@ -34,13 +34,7 @@ def table_of(fold):
     table = FlagTable()
     for emit in fold.emitted(FlagState):
         if emit.partition == fold.partition:
-            state = emit.data
-            table.put(
-                FlagSetting(
-                    state.flag, state.scope, emit.tenant, state.user_id, state.version, state.enabled, state.killed,
-                    state.rollout_per_mille, state.salt, state.changed_at_ms, state.deleted,
-                )
-            )  # fmt: skip
+            table.put(setting_of(emit.tenant, emit.data))
     return table
 
 

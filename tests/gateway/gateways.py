@@ -27,9 +27,11 @@ JOB = {
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(settings: Settings, drain_s: float = 0.0) -> AsyncIterator[tuple[str, asyncio.Event]]:
+async def running_gateway(
+    settings: Settings, drain_s: float = 0.0, port: int = 0
+) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """A gateway's address, and the event that stops it."""
-    listener = bind("127.0.0.1", 0)
+    listener = bind("127.0.0.1", port)
     url = "http://{}:{}".format(*listener.getsockname())
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(settings, listener=listener, stop=stop, drain_s=drain_s))

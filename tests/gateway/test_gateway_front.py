@@ -51,21 +51,21 @@ async def test_a_key_does_only_what_its_scopes_say(platform: Platform, gateway_u
 
 
 async def test_the_http_policy_refuses_with_headers(platform: Platform, gateway_url: str) -> None:
-    async with keyed(platform, gateway_url, TenantTier.FREE) as tenant:
-        path = f"/v1/jobs/{uuid.uuid4()}"
-        answers = []
-        for _ in range(12):  # 200 at once, then ten a second
-            answers += await asyncio.gather(*(tenant.http.get(path) for _ in range(25)))
-        allowed = [a for a in answers if a.status_code == 404]
-        refused = [a for a in answers if a.status_code == 429]
-        assert len(allowed) + len(refused) == len(answers)
-        assert len(allowed) >= 200
-        assert refused
-        assert allowed[0].headers["ratelimit-policy"] == '"http";q=600;w=60'
-        assert re.fullmatch(r'"http";r=\d+', allowed[0].headers["ratelimit"])
-        assert refused[0].json()["violated-policies"] == ["http"]
-        assert int(refused[0].headers["retry-after"]) == 1
-        assert refused[0].headers["ratelimit"] == '"http";r=0;t=1'
+    path = f"/v1/jobs/{uuid.uuid4()}"
+    async with keyed(platform, gateway_url, TenantTier.FREE, quotas={QuotaType.RATE_LIMIT: 1}) as tenant:
+        allowed = [await tenant.http.get(path) for _ in range(10)]  # ten at once, then ten a minute
+        assert {a.status_code for a in allowed} == {404}
+        assert allowed[0].headers["ratelimit-policy"] == '"http";q=10;w=60'
+        assert allowed[0].headers["ratelimit"] == '"http";r=9'
+        async with asyncio.timeout(20):
+            while (refused := await tenant.http.get(path)).status_code == 404:
+                pass  # a slow machine earns a token in between
+        assert refused.status_code == 429
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert refused.json()["violated-policies"] == ["http"]
+        wait_s = int(refused.headers["retry-after"])
+        assert 1 <= wait_s <= 6
+        assert refused.headers["ratelimit"] == f'"http";r=0;t={wait_s}'
     async with keyed(platform, gateway_url, TenantTier.ENTERPRISE) as enterprise:
         assert "ratelimit" not in (await enterprise.http.get(path)).headers
 
@@ -77,11 +77,13 @@ async def test_without_valkey_requests_go_on_within_a_share(platform: Platform, 
         valkey.stop()
         try:
             # A share starts empty: 60000 a minute over 16 gateways earn a token every 16 ms.
-            answers = [(await tenant.http.get(path)).status_code for _ in range(50)]
+            first = await tenant.http.get(path)
+            async with asyncio.timeout(20):
+                while (await tenant.http.get(path)).status_code != 404:
+                    pass
         finally:
             valkey.start()
-        assert set(answers) == {404, 429}
-        assert answers[0] == 429
+        assert first.status_code == 429
 
 
 async def test_draining_says_not_ready_and_still_serves(platform: Platform) -> None:
@@ -106,10 +108,9 @@ async def test_metrics_count_requests_and_hide_from_the_public(platform: Platfor
         await tenant.http.get(f"/v1/jobs/{uuid.uuid4()}")
         await public.get("/v1/made/up")
         text = (await public.get("/metrics")).text
-        labels = f'method="GET",route="/v1/jobs/{{job_id}}",status="404",tenant="{tenant.id}"'
-        assert f"http_requests_total{{{labels}}} 1.0" in text
-        assert 'http_requests_total{method="GET",route="-",status="401",tenant="-"}' in text
-        assert "http_request_duration_seconds_bucket" in text
+        assert f'http_requests_total{{status="404",tenant="{tenant.id}"}} 1.0' in text
+        assert re.search(r'http_requests_total{status="401",tenant="[^"]*"}', text)
+        assert re.search(r'http_request_duration_seconds_bucket{[^}]*route="/v1/jobs/{job_id}"', text)
         assert (await public.get("/metrics", headers={"X-Forwarded-For": "8.8.8.8"})).status_code == 404
 
 
@@ -174,7 +175,9 @@ async def test_a_child_draws_on_its_parents_rate(platform: Platform, gateway_url
         path = f"/v1/jobs/{uuid.uuid4()}"
         spent = [(await child.http.get(path)).status_code for child in (one, two) * 5]
         assert spent == [404] * 10
-        refused = await two.http.get(path)
+        async with asyncio.timeout(20):
+            while (refused := await two.http.get(path)).status_code == 404:
+                pass  # a slow machine earns a token in between
         assert refused.status_code == 429
         assert refused.headers["ratelimit-policy"] == '"http";q=10;w=60'
         assert 1 <= int(refused.headers["retry-after"]) <= 6

@@ -136,10 +136,18 @@ async def _finished_job(platform: Platform, tenant_id: TenantId, rows: int) -> s
     async with platform.pool.tenant(tenant_id) as tx:
         for attempt in (1, 2):
             await tx.execute(
-                "INSERT INTO matches SELECT $1::uuid, $2::uuid, $3::int, n, n, 'l' || n, 'r' || $3::int, 5, 5, "
-                "'EUR', 'exact' FROM generate_series(0, $4::int - 1) n",
+                "INSERT INTO matches SELECT $1::uuid, $2::uuid, $3::int, n, 'exact', 'l' || n, ARRAY['r' || $3::int], "
+                "'EUR', 'EUR', 5, 5, 0 FROM generate_series(1, $4::int) n",
                 tenant_id, job_id, attempt, rows,
             )  # fmt: skip
+        await tx.execute(
+            "INSERT INTO unmatched VALUES ($1, $2, 2, 1, 'left', 26, 'l26', 'EUR', 5, '2026-01-31', 'no-partner')",
+            tenant_id, job_id,
+        )  # fmt: skip
+        await tx.execute(
+            "INSERT INTO reports VALUES ($1, $2, 2, 'EUR', $3, 26, 25, 1, 130, 125, 5, 25, 25, 0, 125, 125, 0)",
+            tenant_id, job_id, rows,
+        )  # fmt: skip
     return job_id
 
 
@@ -153,9 +161,12 @@ async def test_pages_show_the_accepted_attempt_alone_and_every_row_once(platform
             rows += page["items"]
             cursor, pages = page.get("next_cursor"), pages + 1
         assert pages == 3
-        assert [row["row_no"] for row in rows] == list(range(25))
-        assert {row["right_id"] for row in rows} == {"r2"}
-        assert (await tenant.http.get(f"/v1/jobs/{job_id}/unmatched")).json() == {"items": []}
+        assert [row["match_no"] for row in rows] == list(range(1, 26))
+        assert {row["right_ids"][0] for row in rows} == {"r2"}
+        (lone,) = (await tenant.http.get(f"/v1/jobs/{job_id}/unmatched")).json()["items"]
+        assert (lone["record_date"], lone["amount_minor"]) == ("2026-01-31", 5)
+        (total,) = (await tenant.http.get(f"/v1/jobs/{job_id}/report")).json()["items"]
+        assert (total["matches"], total["left_unmatched_minor"]) == (25, 5)
         shown = (await tenant.http.get(f"/v1/jobs/{job_id}")).json()
         assert (shown["status"], shown["accepted_attempt"]) == ("succeeded", 2)
         for path in ("", "/matches", "/unmatched", "/report"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,14 @@ import aiokafka
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams.adapters.kafka.broker import admin, apply
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.adapters.postgres.projection import read_positions
 from settler_streams.events import Envelope, Part, decode
 from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name
 
 WAIT_S_MAX = 40.0
-"""A worker that takes over waits for a rebalance and for a session timeout of ten seconds at most; this machine is slow."""
+"""A takeover waits for a rebalance, after a crash for the session timeout of ten seconds too; machines can be slow."""
 
 Record = ConsumerRecord[Any, Any]
 
@@ -127,6 +129,17 @@ class KafkaLog:
             consumer.assign([tp])
             offset: int | None = await consumer.committed(tp)
             return offset
+
+    async def until_recorded(
+        self, pool: TenantConnectionPool, role: str, topic: str, positions: Mapping[int, int]
+    ) -> None:
+        """Wait until a projection's stored position in ``topic`` has reached ``positions``, by partition."""
+        full = self.full(topic)
+        stored: dict[int, int] = {}
+        async with asyncio.timeout(WAIT_S_MAX):
+            while any(stored.get(partition, 0) < position for partition, position in positions.items()):
+                rows = await read_positions(pool, f"{self.settings.deployment}.{role}")
+                stored = {row.partition: row.next_offset for row in rows if row.topic == full}
 
     def _tps(self, topic: str, partitions: Sequence[int] | None) -> list[TopicPartition]:
         numbers = range(self._partitions(topic)) if partitions is None else partitions

@@ -129,13 +129,16 @@ async def test_an_exception_in_the_agent_aborts(log: KafkaLog, opened: Open, par
     session = await opened()
     records = await arrived(log, session)
 
-    with pytest.raises(ZeroDivisionError):
+    async def failing_agent() -> None:
         async with session.new_step(records) as step:
             for record in step.decode():
                 outcome = step.decide(session.logic, record)
                 step.apply(outcome)
                 step.publish(outcome)
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await failing_agent()
 
     assert session.lost
     assert dict(session.state) == {}

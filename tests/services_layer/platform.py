@@ -26,7 +26,7 @@ from settler_streams.services import (
 from settler_streams.services.feed import TopicFeed
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
-from settler_streams.workers.folds import fold_app
+from settler_streams.workers.folds import new_app
 from tests.services.interface import Service, Services
 
 SETTLED_WITHIN_S = 20.0
@@ -77,17 +77,17 @@ async def settled(feed: TopicFeed, condition: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_admission(settings: Settings) -> AsyncIterator[None]:
-    """The admission fold, in this process."""
-    app = fold_app("admission", settings, load_topology())
-    assert app.ticker is not None
-    ticker = asyncio.create_task(app.ticker.run())
+async def running_role(role: str, settings: Settings, pool: TenantConnectionPool | None = None) -> AsyncIterator[None]:
+    """A role's folds, in this process."""
+    app = new_app(role, settings, load_topology(), pool)
+    ticker = asyncio.create_task(app.ticker.run()) if app.ticker is not None else None
     await app.start()
     try:
         yield
     finally:
-        ticker.cancel()
-        await asyncio.wait([ticker])
+        if ticker is not None:
+            ticker.cancel()
+            await asyncio.wait([ticker])
         await app.stop()
 
 
@@ -104,7 +104,7 @@ async def platform(new_settings: Settings) -> AsyncIterator[Platform]:
     async with admin(new_settings.kafka_bootstrap_servers) as client:
         await apply(client, load_topology().declared(new_settings.deployment))
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(running_admission(new_settings))
+        await stack.enter_async_context(running_role("admission", new_settings))
         pool = await TenantConnectionPool.open(new_settings)
         stack.push_async_callback(pool.close)
         publisher = EventPublisher(new_settings, source="/test")

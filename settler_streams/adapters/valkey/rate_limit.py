@@ -129,6 +129,7 @@ class ValkeyRateLimiter:
             except (RedisError, OSError, TimeoutError) as error:
                 if self._lost_until_ms is None:
                     log.warning("rate limits are decided alone: Valkey does not answer", error=repr(error))
+                now_ms = self._clock_ms()
                 self._lost_until_ms = now_ms + int(LOST_FOR_S * 1000)
             else:
                 if self._lost_until_ms is not None:
