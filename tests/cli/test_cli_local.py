@@ -100,10 +100,13 @@ def test_up_is_reused_survives_a_crash_restarts_what_ends_and_stops_at_ctrl_c(lo
 
     with local.up() as second:
         assert local.pids() == running
+        children = [child.pid for child in psutil.Process(running["executor-1"]).children(recursive=True)]
+        assert children
         os.kill(running["executor-1"], signal.SIGKILL)
         assert second.stderr is not None
         assert second.stderr.readline().startswith("executor-1 ended and was started again")
         assert local.pids()["executor-1"] != running["executor-1"]
+        assert not [pid for pid in children if lives(pid)]
         everything = {*running.values(), *local.pids().values()}
         second.send_signal(signal.SIGINT)
         assert second.wait(WAIT_S) == 0
