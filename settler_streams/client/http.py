@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,7 +17,7 @@ import httpx
 import msgspec
 
 from settler_streams.client.answers import Answers
-from settler_streams.client.transport import Caller, Command, Start
+from settler_streams.client.transport import Caller, Command, Start, answers_since
 from settler_streams.errors import InvalidRequestError, NotFoundError, SettlerError, UnavailableError
 from settler_streams.events import (
     FlagCommand,
@@ -40,8 +39,6 @@ RECONNECTS_MAX = 20
 RECONNECT_MIN_S, RECONNECT_MAX_S = 0.2, 4.0
 POLL_MIN_S, POLL_MAX_S = 0.1, 2.0
 """Pauses between questions about a job that another transport submitted, growing by half each time."""
-LOOK_BACK = dt.timedelta(minutes=1)
-"""A job's result is looked for from its id's own time on, less this much for clocks that differ."""
 
 _KEY = re.compile(r"sk_([0-9a-f-]{36})_.+")
 
@@ -201,11 +198,7 @@ class HttpTransport:
 
     async def _look_result_up(self, caller: Caller, job_id: JobId) -> JobFinished:
         """Find the result of a job that this transport did not submit, from the time in its id on."""
-        job = uuid.UUID(job_id)
-        since: Start = "beginning"
-        if job.version == 7:
-            since = dt.datetime.fromtimestamp((job.int >> 80) / 1000, dt.UTC) - LOOK_BACK
-        async for result in self.results(caller, since):
+        async for result in self.results(caller, answers_since(job_id)):
             if result.job_id == job_id:
                 return result
         raise UnavailableError(f"the results ended before that of job {job_id}")

@@ -41,7 +41,7 @@ from settler_streams.events import (
     envelope,
 )
 from settler_streams.executor.requests import RequestReader
-from settler_streams.executor.work import AttemptRows, run_job, warm_up
+from settler_streams.executor.work import AttemptRows, end_with_parent, run_job, warm_up
 from settler_streams.ids import PLATFORM, JobId, TenantId, uuid7
 from settler_streams.settings import Settings
 from settler_streams.signals import stop_on_signals
@@ -213,7 +213,9 @@ class Executor:
     def _new_processes(self) -> concurrent.futures.ProcessPoolExecutor:
         # Spawned, not forked: Polars' threads do not survive a fork.
         return concurrent.futures.ProcessPoolExecutor(
-            max_workers=self._workers, mp_context=multiprocessing.get_context("spawn")
+            max_workers=self._workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=end_with_parent,
         )
 
     def _finished(
