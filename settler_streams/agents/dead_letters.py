@@ -25,7 +25,7 @@ async def dead_letters(batches: Batches) -> None:
 
 def effects_of(raw: ConsumerRecord[bytes, bytes]) -> tuple[Effect, ...]:
     """The index row of one dead letter; a record without our headers did not come from here and has none."""
-    headers = {name: value.decode(errors="replace") for name, value in raw.headers}
+    headers = {name: value.decode(errors="replace") for name, value in raw.headers if value is not None}
     if deadletters.REASON not in headers:
         return ()
     letter = DeadLetter(

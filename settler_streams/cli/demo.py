@@ -13,6 +13,7 @@ from rich.console import Console
 from settler_streams.cli.output import EXIT_DIFFERS, flag, state_dir_flag
 from settler_streams.dev.demo.run import run_demo
 from settler_streams.dev.system import LocalSystem
+from settler_streams.errors import SettlerError
 
 TABLE_WIDTH_MIN = 130
 """Columns that the final table needs; a narrower pipe would fold it."""
@@ -36,6 +37,11 @@ def demo(keep: bool, state_dir: Path) -> None:
         settings = system.up()
         console.print(f"Everything is up after {time.monotonic() - started:.1f} s; five tenants submit their jobs.")
         outcome = uvloop.run(run_demo(settings, console))
+    except SettlerError:
+        for process in system.status().processes:
+            if process.state == "stopped":
+                console.print(f"{process.name} has ended; its log: {process.log}", style="bold red")
+        raise
     finally:
         if not keep:
             system.down()

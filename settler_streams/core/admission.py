@@ -27,6 +27,7 @@ from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
     ClockTick,
+    FileRecords,
     FlagState,
     JobCancelRequested,
     JobDecided,
@@ -118,6 +119,7 @@ class Admission:
 
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event = record.event
+        _check_paths(request)
         tenant = self._tenant_of(record)
         if self._seen.repeated(record) or self._is_open(record):
             return NOTHING
@@ -374,6 +376,13 @@ class Admission:
         if not self._month[0] <= now_ms < self._month[1]:
             self._month = quotas.month_bounds(now_ms)
         return self._month
+
+
+def _check_paths(request: JobRequested) -> None:
+    """What can be seen of a path without opening it. Where links lead, the executor sees."""
+    for records in (request.left, request.right):
+        if isinstance(records, FileRecords) and (records.path.startswith("/") or ".." in records.path.split("/")):
+            raise RecordError("outside-tenant", f"the path {records.path!r} leaves the tenant's directory")
 
 
 def _decision(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:

@@ -25,9 +25,9 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.projection import PositionMove, Refused, bisect, init_position, write_batch
 from settler_streams.core.fold import Record
 from settler_streams.errors import RecordError, StateError, UnavailableError
-from settler_streams.events import decode
+from settler_streams.runtime.intake import Intake, Raw, key_of, traceparent_of
 from settler_streams.runtime.observation import Observation
-from settler_streams.runtime.step import STEP_DEADLINE_S, Raw, Records, key_of, traceparent_of
+from settler_streams.runtime.step import STEP_DEADLINE_S, Records
 from settler_streams.topology import Projection, Topology, full_name
 
 log = structlog.get_logger(__name__)
@@ -61,6 +61,7 @@ class ProjectionSession:
     def __init__(self, spec: ProjectionSpec, partition: int) -> None:
         self.spec = spec
         self.partition = partition
+        self.intake = Intake(spec.topology)
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
         self.producer = aiokafka.AIOKafkaProducer(
@@ -142,15 +143,16 @@ class ProjectionStep:
         prefix = len(self._session.spec.deployment) + 1
         for tp, raws in self._records.items():
             self._current = self._effects[tp]
+            topic = tp.topic[prefix:]
             for raw in raws:
                 self._raw = raw
                 try:
-                    key, event = key_of(raw), decode(raw.value)
+                    key, event = key_of(raw), self._session.intake.event_of(topic, raw)
                 except RecordError as error:
                     self._refuse(error)
                     self._current.append(())
                     continue
-                yield Record(tp.topic[prefix:], tp.partition, raw.offset, key, event, traceparent_of(raw))
+                yield Record(topic, tp.partition, raw.offset, key, event, traceparent_of(raw))
 
     def project(self, effects_of: Callable[[Record], Sequence[Effect]], record: Record) -> Sequence[Effect]:
         """Ask for a record's rows; one that cannot be projected becomes a dead letter and has none."""

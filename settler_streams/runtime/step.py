@@ -16,18 +16,19 @@ import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import TopicPartition
 
 from settler_streams import __version__
 from settler_streams.adapters.kafka import dead_letter_form as deadletters
 from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, Outcome, Record
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
-from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, decode, encode, envelope
+from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, derived_id
+from settler_streams.runtime.intake import TRACEPARENT, Raw, key_of, traceparent_of
 from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.outputs import Outputs
 
@@ -39,11 +40,9 @@ log = structlog.get_logger(__name__)
 STEP_DEADLINE_S = 30.0
 """Longest wait for one Kafka answer inside a step: three transaction timeouts. Beyond it the session is lost."""
 
-Raw: TypeAlias = "ConsumerRecord[Any, Any]"
 Records = Mapping[TopicPartition, Sequence[Raw]]
 
 _CONTENT_TYPE = ("content-type", CONTENT_TYPE.encode())
-_TRACEPARENT = "traceparent"
 
 
 class Step:
@@ -61,6 +60,9 @@ class Step:
         self._check_positions()
 
     async def __aenter__(self) -> Step:
+        if self._session.lost:
+            # The logic may have seen records whose transaction was aborted.
+            raise StateError(f"{self._session.id.transactional_id}: the session is lost and takes no further step")
         await self._bounded(self._session.producer.begin_transaction())
         return self
 
@@ -94,8 +96,7 @@ class Step:
                     if home != partition:
                         self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
                         continue
-                    self._check_size(topic, raw)
-                    event = decode(raw.value)
+                    event = self._session.intake.event_of(topic, raw)
                 except RecordError as error:
                     self._dead_letter(raw, error)
                     continue
@@ -123,7 +124,7 @@ class Step:
         for emit in outcome.emits:
             headers = [_CONTENT_TYPE]
             if (trace := emit.traceparent or record.traceparent) is not None:
-                headers.append((_TRACEPARENT, trace))
+                headers.append((TRACEPARENT, trace))
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
             partition = emit.partition
             if partition is None:
@@ -146,11 +147,6 @@ class Step:
         where = f"{raw.topic}-{raw.partition}@{raw.offset}"
         log.warning("dead letter", record=where, reason=error.reason, detail=error.detail[:300])
 
-    def _check_size(self, topic: str, raw: Raw) -> None:
-        limit = self._spec.topology.topic(topic).max_message_bytes
-        if len(raw.value or b"") > limit:
-            raise RecordError("oversize", f"the record has {len(raw.value)} bytes, {topic} allows {limit}")
-
     def _check_positions(self) -> None:
         """Positions never go back: a record that a committed step has already consumed must not be folded again."""
         for tp, raws in self._records.items():
@@ -159,14 +155,13 @@ class Step:
 
     async def _commit(self) -> None:
         session = self._session
-        if self.now_ms > session.now_ms:
-            session.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
+        positions = session.positions | {tp: raws[-1].offset + 1 for tp, raws in self._records.items()}
+        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions))})
         self._add_changelog()
         self._add_journal()
         await self._bounded(self._outputs.send_all())
-        for tp, raws in self._records.items():
-            session.positions[tp] = raws[-1].offset + 1
-        await self._bounded(session.commit())
+        await self._bounded(session.commit(positions))
+        session.positions = positions
         session.state.merge()
         session.now_ms = self.now_ms
         self._observation.committed(sum(len(raws) for raws in self._records.values()), self.now_ms)
@@ -222,17 +217,6 @@ class Step:
             if fenced(error):
                 raise FencedError(f"{fold}: a newer owner has taken over the fold") from error
             raise UnavailableError(f"{fold}: {error!r}") from error
-
-
-def key_of(raw: Raw) -> str:
-    try:
-        return raw.key.decode() if raw.key is not None else ""
-    except UnicodeDecodeError as error:
-        raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
-
-
-def traceparent_of(raw: Raw) -> bytes | None:
-    return next((value for name, value in raw.headers if name == _TRACEPARENT), None) if raw.headers else None
 
 
 def fenced(error: BaseException) -> bool:

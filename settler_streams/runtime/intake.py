@@ -1,0 +1,77 @@
+"""What a raw record has to be before a fold or a projection looks at it; anything else is a dead letter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from settler_streams.errors import RecordError
+from settler_streams.events import Envelope, Part, decode
+
+if TYPE_CHECKING:
+    from aiokafka.structs import ConsumerRecord
+
+    from settler_streams.topology import Topology
+
+Raw: TypeAlias = "ConsumerRecord[Any, Any]"
+
+TRACEPARENT = "traceparent"
+TRACEPARENT_BYTES_MAX = 128
+"""Version 00 of the header has 55 bytes. It is copied into state and onto every output, so it must not be of any size:
+one of two megabytes would make outputs that no topic takes."""
+
+
+class Intake:
+    """Reads the records of one topology's topics."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._types = {topic.name: frozenset(topic.events) for topic in topology.topics}
+        self._bytes_max = {topic.name: topic.max_message_bytes for topic in topology.topics}
+
+    def event_of(self, topic: str, raw: Raw) -> Envelope[Part]:
+        """The event in a record of ``topic`` (the declared name).
+
+        Raises:
+            RecordError: ``oversize``; any reason of :func:`decode`; ``misplaced``, the topic does not carry this type:
+                who may write into one topic must not be able to speak as the writer of another.
+        """
+        limit = self._bytes_max[topic]
+        if len(raw.value or b"") > limit:
+            raise RecordError("oversize", f"the record has {len(raw.value)} bytes, {topic} allows {limit}")
+        event = decoded(raw.value)
+        if event.type not in self._types[topic]:
+            raise RecordError("misplaced", f"{topic} does not carry {event.type}")
+        return event
+
+
+def decoded(value: bytes | None) -> Envelope[Part]:
+    """As :func:`decode`, for bytes that anyone may have written: deep nesting and bad UTF-8 are refused like the rest.
+
+    Raises:
+        RecordError: the value is not an event.
+    """
+    try:
+        return decode(value)
+    except RecursionError as error:
+        raise RecordError("not-json", "the value is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise RecordError("not-json", f"a string is not UTF-8: {error}") from error
+
+
+def key_of(raw: Raw) -> str:
+    """The record's key as text, empty when there is none.
+
+    Raises:
+        RecordError: ``key``; it is not UTF-8.
+    """
+    try:
+        return raw.key.decode() if raw.key is not None else ""
+    except UnicodeDecodeError as error:
+        raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
+
+
+def traceparent_of(raw: Raw) -> bytes | None:
+    """The record's trace context; what cannot be one is ignored."""
+    for name, value in raw.headers or ():
+        if name == TRACEPARENT and value is not None and len(value) <= TRACEPARENT_BYTES_MAX:
+            return bytes(value)
+    return None

@@ -1,0 +1,273 @@
+"""A session: takes a fold over, fences the former owner, and knows exactly what that owner had committed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+from aiokafka.admin import RecordsToDelete
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from settler_streams.adapters.kafka.broker import admin
+from settler_streams.core.fold import FoldClock
+from settler_streams.errors import FencedError, StateError
+from settler_streams.runtime.session import Session
+from settler_streams.runtime.state import StateCodec
+from settler_streams.settings import Settings
+from tests.runtime import counter
+from tests.runtime.counter import FORGET, Counter, Sum, arrived, fold, spec_of, tenant_in, usage
+from tests.runtime.kafka_log import KafkaLog
+
+pytestmark = pytest.mark.services
+
+Open = Callable[[int], Awaitable[Session]]
+RECOVERED_KEYS_PER_S_MIN = 30_000
+"""A floor that a loaded two-core machine reaches; stock Faust replays about 12,700 records a second."""
+
+_partitions = itertools.count()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def log(settings: Settings) -> KafkaLog:
+    """Topics with many partitions: each test has a fold of its own."""
+    topology = counter.TOPOLOGY.model_copy(update={"tenant_partitions": 32})
+    log = KafkaLog(settings, topology)
+    await log.create()
+    return log
+
+
+@pytest.fixture
+def partition() -> int:
+    """A fold that no other test has touched."""
+    return next(_partitions)
+
+
+@pytest_asyncio.fixture
+async def opened(log: KafkaLog) -> AsyncIterator[Open]:
+    """Opens sessions of the counter, and closes them after the test."""
+    sessions: list[Session] = []
+    topology = log.topology
+    spec = dataclasses.replace(spec_of(log), topology=topology, router=type(spec_of(log).router)(topology))
+
+    async def open_session(partition: int) -> Session:
+        session = Session(spec, partition)
+        sessions.append(session)
+        await session.open()
+        return session
+
+    yield open_session
+    for session in sessions:
+        await session.close()
+
+
+def local(partition: int, number: int = 0) -> counter.TenantId:
+    return tenant_in(partition, number, 32)
+
+
+async def test_a_new_owner_fences_the_former_one(log: KafkaLog, opened: Open, partition: int) -> None:
+    await log.append("usage-events", partition, [usage(local(partition), 5)])
+    former = await opened(partition)
+    await fold(former, await arrived(log, former))
+    await log.append("usage-events", partition, [usage(local(partition), 7)])
+    pending = await arrived(log, former)
+    owner = await opened(partition)
+    before = await _everything(log, partition)
+
+    with pytest.raises(FencedError):
+        await fold(former, pending)
+
+    assert former.lost
+    assert await _everything(log, partition) == before
+    await fold(owner, await arrived(log, owner))
+    assert dict(owner.state)[f"sum/{local(partition)}"] == Sum(12, 2)
+
+
+async def test_what_a_zombie_had_sent_is_never_seen(log: KafkaLog, opened: Open, partition: int) -> None:
+    """The former owner has sent everything and is about to commit when it is fenced."""
+    await log.append("usage-events", partition, [usage(local(partition), 5)])
+    zombie = await opened(partition)
+    pending = await arrived(log, zombie)
+    sent, fenced = asyncio.Event(), asyncio.Event()
+    commit = zombie.commit
+
+    async def commit_after_the_takeover() -> None:
+        sent.set()
+        await fenced.wait()
+        await commit()
+
+    zombie.commit = commit_after_the_takeover  # type: ignore[method-assign]
+    step = asyncio.create_task(fold(zombie, pending))
+    await asyncio.wait_for(sent.wait(), 20)
+    owner = await opened(partition)
+    fenced.set()
+    with pytest.raises(FencedError):
+        await step
+
+    assert await log.read("sums", [partition]) == []
+    assert len(await log.read("sums", [partition], isolation="read_uncommitted")) == 1
+    assert await log.committed_offsets("counter", "usage-events", partition) is None
+    assert dict(owner.state) == {}
+    await fold(owner, await arrived(log, owner))
+    assert len(await log.read("sums", [partition])) == 1
+
+
+async def test_the_state_is_what_the_former_owner_had_committed(log: KafkaLog, opened: Open, partition: int) -> None:
+    tenants = [local(partition, number) for number in range(20)]
+    first = await opened(partition)
+    for _ in range(3):
+        await log.append("usage-events", partition, [usage(tenant, 2) for tenant in tenants])
+        await fold(first, await arrived(log, first))
+    await log.append("usage-events", partition, [usage(tenant, FORGET) for tenant in tenants[::2]])
+    await fold(first, await arrived(log, first))
+
+    second = await opened(partition)
+
+    assert dict(second.state) == dict(first.state)
+    assert len(second.state) == 1 + len(tenants) // 2  # the clock, and the sums that were not deleted
+    assert second.positions == first.positions
+    assert second.now_ms == first.now_ms > 0
+
+
+async def test_a_fold_that_has_never_run_starts_at_the_beginning_of_its_inputs(opened: Open, partition: int) -> None:
+    session = await opened(partition)
+    assert dict(session.state) == {}
+    assert list(session.positions.values()) == [0]
+    assert session.now_ms == 0
+
+
+async def test_a_changelog_of_tombstones_loads_as_no_state(log: KafkaLog, opened: Open, partition: int) -> None:
+    keys = [f"sum/{local(partition, number)}".encode() for number in range(5)]
+    await log.append("counter-changelog", partition, [(key, None) for key in keys])
+    assert dict((await opened(partition)).state) == {}
+
+
+async def test_a_changelog_that_ends_in_transaction_markers_comes_to_its_end(
+    log: KafkaLog, opened: Open, partition: int
+) -> None:
+    """A committed record, then an aborted one with its marker: the last offsets are not records that anyone sees."""
+    codec = StateCodec(Counter.kinds)
+    topic = log.full("counter-changelog")
+    async with log.producer(transactional_id=f"{log.settings.deployment}.changelog-writer") as producer:
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, codec.encode(Sum(4, 1)), key=b"sum/kept", partition=partition)
+        await producer.commit_transaction()
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, codec.encode(Sum(9, 9)), key=b"sum/aborted", partition=partition)
+        await producer.abort_transaction()
+    assert dict((await opened(partition)).state) == {"sum/kept": Sum(4, 1)}
+
+
+async def test_a_large_state_loads_fast(
+    log: KafkaLog, opened: Open, partition: int, record_property: Callable[[str, object], None]
+) -> None:
+    keys = 120_000
+    codec = StateCodec(Counter.kinds)
+    topic = log.full("counter-changelog")
+    async with log.producer(max_batch_size=512 * 1024) as producer:
+        batch, sent = producer.create_batch(), []
+        for number in range(keys):
+            record = {"key": f"sum/{number:032}".encode(), "value": codec.encode(Sum(number, 1))}
+            if batch.append(**record, timestamp=None) is None:
+                sent.append(await producer.send_batch(batch, topic, partition=partition))
+                batch = producer.create_batch()
+                batch.append(**record, timestamp=None)
+        sent.append(await producer.send_batch(batch, topic, partition=partition))
+        await asyncio.gather(*sent)
+
+    started = time.perf_counter()
+    session = await opened(partition)
+    took_s = time.perf_counter() - started
+
+    assert len(session.state) == keys
+    assert session.state[f"sum/{keys - 1:032}"] == Sum(keys - 1, 1)
+    record_property("recovered_keys_per_s", round(keys / took_s))
+    assert keys / took_s > RECOVERED_KEYS_PER_S_MIN
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"nonsense/1", b"\x01\x92\x01\x01"),
+        (b"sum/1", b"\x07\x92\x01\x01"),
+        (b"sum/1", b"\x01\x91\xa1x"),
+        (b"sum/1", b""),
+        (b"sum/\xff", b"\x01\x92\x01\x01"),
+        (None, b"\x01\x92\x01\x01"),
+    ],
+    ids=["unknown-kind", "unknown-format", "other-fields", "no-bytes", "key-not-utf8", "no-key"],
+)
+async def test_a_changelog_record_that_cannot_be_read_stops_the_fold(
+    log: KafkaLog, opened: Open, partition: int, key: bytes | None, value: bytes
+) -> None:
+    topic = "counter-changelog"
+    if key is None:
+        # A compacted topic refuses a record without a key; one may still lie there from before it was compacted.
+        async with admin(log.settings.kafka_bootstrap_servers) as client:
+            await _set_cleanup(client, log.full(topic), "delete")
+            await log.append(topic, partition, [(key, value)])
+            await _set_cleanup(client, log.full(topic), "compact")
+    else:
+        await log.append(topic, partition, [(key, value)])
+    with pytest.raises(StateError, match="changelog"):
+        await opened(partition)
+
+
+async def test_a_committed_offset_beyond_the_log_stops_the_fold(log: KafkaLog, opened: Open, partition: int) -> None:
+    await _commit(log, partition, 5)
+    with pytest.raises(StateError, match="lies outside the log"):
+        await opened(partition)
+
+
+async def test_records_deleted_before_they_were_read_stop_the_fold(log: KafkaLog, opened: Open, partition: int) -> None:
+    await log.append("usage-events", partition, [usage(local(partition)) for _ in range(4)])
+    await _commit(log, partition, 1)
+    async with admin(log.settings.kafka_bootstrap_servers) as client:
+        tp = TopicPartition(log.full("usage-events"), partition)
+        await client.delete_records({tp: RecordsToDelete(before_offset=3)})
+    with pytest.raises(StateError, match="lies outside the log"):
+        await opened(partition)
+
+
+async def test_the_clock_never_goes_back_not_even_across_a_restart(log: KafkaLog, opened: Open, partition: int) -> None:
+    """The broker's clock was an hour ahead when the first record came; it has been set right since."""
+    first = await opened(partition)
+    await log.append("usage-events", partition, [usage(local(partition))])
+    ((tp, raws),) = (await arrived(log, first)).items()
+    ahead_ms = raws[0].timestamp + 3_600_000
+    await fold(first, {tp: [dataclasses.replace(raws[0], timestamp=ahead_ms)]})
+    assert first.now_ms == ahead_ms
+    await first.close()
+
+    second = await opened(partition)
+    assert second.now_ms == ahead_ms
+    await log.append("usage-events", partition, [usage(local(partition))])
+    await fold(second, await arrived(log, second))
+
+    assert second.now_ms == ahead_ms
+    assert second.state["clock/"] == FoldClock(ahead_ms)
+    assert [event.time_ms for event in await log.events("sums", [partition])] == [ahead_ms, ahead_ms]
+
+
+async def _everything(log: KafkaLog, partition: int) -> object:
+    topics = ("sums", "counter-changelog", "counter-journal", "dead-letters")
+    records = [[(r.offset, r.value) for r in await log.read(topic, [partition])] for topic in topics]
+    return records, await log.committed_offsets("counter", "usage-events", partition)
+
+
+async def _commit(log: KafkaLog, partition: int, offset: int) -> None:
+    async with log.consumer(group_id=f"{log.settings.deployment}.counter") as consumer:
+        tp = TopicPartition(log.full("usage-events"), partition)
+        consumer.assign([tp])
+        await consumer.commit({tp: OffsetAndMetadata(offset, "")})
+
+
+async def _set_cleanup(client: object, topic: str, policy: str) -> None:
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs={"cleanup.policy": policy})
+    await client.alter_configs([resource])  # type: ignore[attr-defined]
