@@ -144,12 +144,15 @@ class Admission:
         """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
 
         Raises:
-            RecordError: ``id-conflict``; the job is another source's.
+            RecordError: ``id-conflict``; the job is another source's or tenant's.
         """
         reservation = value_of(self._state, f"job/{record.event.id}", Reservation)
-        if reservation is not None and reservation.source != record.event.source:
-            raise RecordError("id-conflict", f"the open job {record.event.id} came from {reservation.source!r}")
-        return reservation is not None
+        if reservation is None:
+            return False
+        if (reservation.source, reservation.tenant) != (record.event.source, record.event.tenantid):
+            owner = f"{reservation.source!r} for {reservation.tenant}"
+            raise RecordError("id-conflict", f"the open job {record.event.id} came from {owner}")
+        return True
 
     def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
         """The reasons to refuse that have nothing to do with how much was used."""

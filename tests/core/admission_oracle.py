@@ -67,21 +67,22 @@ class Oracle:
         account = self.accounts.get(tenant)
         if record.key != (account.config.root_id if account else tenant):
             return "dead foreign-tenant"
-        for event_id, source, _ in self.seen:
+        for event_id, whose, _ in self.seen:
             if event_id == record.event.id:
-                return "nothing" if source == record.event.source else "dead id-conflict"
+                return "nothing" if whose == (record.event.source, tenant) else "dead id-conflict"
         return None
 
     def _remember(self, record, now_ms):
         self._forget(now_ms)
-        self.seen.append((record.event.id, record.event.source, now_ms))
+        self.seen.append((record.event.id, (record.event.source, record.event.tenantid), now_ms))
 
     def requested(self, record, now_ms):
         tenant, request = record.event.tenantid, record.event.data
         if (answer := self._repeat(record, tenant)) is not None:
             return answer
         if record.event.id in self.open:
-            return "nothing" if self.open[record.event.id][1] == record.event.source else "dead id-conflict"
+            chain, source = self.open[record.event.id]
+            return "nothing" if (source, chain[0]) == (record.event.source, tenant) else "dead id-conflict"
         self._remember(record, now_ms)
         if tenant not in self.accounts:
             return RejectReason.UNKNOWN_TENANT

@@ -340,6 +340,18 @@ def test_a_repeat_is_silent_within_the_window_and_a_stolen_id_is_a_dead_letter()
     assert fold.stored() == before
 
 
+def test_another_tenants_request_with_the_same_id_is_no_silent_repeat():
+    """Both may come through one gateway, that is, from one source."""
+    fold = known((FLAT, {}), (ROOT, {}))
+    assert ask(fold, FLAT, "a").admitted
+    assert ask(fold, ROOT, "a") is None
+    assert fold.reasons() == ["id-conflict"]
+    fold.now_ms += SEEN_WINDOW_MS
+    fold.feed(ClockTick(role="admission"))
+    assert ask(fold, ROOT, "a") is None
+    assert fold.reasons() == ["id-conflict"] * 2, "the job is still open"
+
+
 def test_a_refused_request_is_not_decided_twice_either():
     fold = known((FLAT, {"status": TenantStatus.SUSPENDED}))
     assert ask(fold, FLAT, "a").reason is RejectReason.TENANT_SUSPENDED
