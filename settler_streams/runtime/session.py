@@ -153,12 +153,12 @@ class Session:
             consumer.assign([*inputs, changelog])
             await self._read_positions(consumer, inputs)
             consumer.assign([changelog])
-            keys = await self._read_changelog(consumer, changelog)
+            await self._read_changelog(consumer, changelog)
         finally:
             await consumer.stop()
         clock = value_of(self.state, CLOCK_KEY, FoldClock)
         self.now_ms = clock.now_ms if clock else 0
-        log.info("session opened", fold=self.id.transactional_id, keys=keys, now_ms=self.now_ms)
+        log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
     async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, inputs: list[TopicPartition]) -> None:
         beginnings = await consumer.beginning_offsets(inputs)
@@ -173,19 +173,16 @@ class Session:
                 )
             self.positions[tp] = position
 
-    async def _read_changelog(self, consumer: aiokafka.AIOKafkaConsumer, changelog: TopicPartition) -> int:
+    async def _read_changelog(self, consumer: aiokafka.AIOKafkaConsumer, changelog: TopicPartition) -> None:
         """Load by position: a changelog that is empty, all tombstones, or ends in markers still comes to its end."""
         start = (await consumer.beginning_offsets([changelog]))[changelog]
         end = (await consumer.end_offsets([changelog]))[changelog]
         consumer.seek(changelog, start)
-        loaded = 0
         while await consumer.position(changelog) < end:
             for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
                 for record in records:
                     key = _state_key(record)
                     self.state.load(key, None if record.value is None else self.codec.decode(key, record.value))
-                loaded += len(records)
-        return loaded
 
     async def commit(self) -> None:
         """Commit offsets with everything sent since ``begin``; see :meth:`Step.commit` for what precedes it.
