@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 import aiokafka
@@ -55,6 +56,9 @@ DRAIN_DEADLINE_S = 20.0
 """At SIGTERM, running attempts may finish for this long; what is left returns to the queue when the executor leaves."""
 SEND_DEADLINE_S = 30.0
 """Longest wait for the broker to take a report; beyond it the executor stops, and its lease ends."""
+
+DETAIL_LENGTH_MAX = 2_000
+"""An error may quote the input; this much of it is enough to understand the failure."""
 
 Dispatch = tuple[TenantId, JobDispatched, bytes | None]
 
@@ -152,11 +156,19 @@ class Executor:
         async for record in self._dispatches:
             dispatch = _addressed(record, self._incarnation)
             if dispatch is not None:
-                job_id = JobId(dispatch[1].job_id)
-                task = self._running[job_id] = asyncio.create_task(self._attempt(*dispatch))
-                task.add_done_callback(self._on_attempt_done)
+                self._begin(*dispatch)
 
-    def _on_attempt_done(self, task: asyncio.Task[None]) -> None:
+    def _begin(self, tenant: TenantId, dispatch: JobDispatched, traceparent: bytes | None) -> asyncio.Task[None]:
+        """Start one attempt. It takes the place of an earlier one at the same job, which may still await the broker's
+        answer to its report when the scheduler has already dispatched the next."""
+        job_id = JobId(dispatch.job_id)
+        task = self._running[job_id] = asyncio.create_task(self._attempt(tenant, dispatch, traceparent))
+        task.add_done_callback(partial(self._on_attempt_done, job_id))
+        return task
+
+    def _on_attempt_done(self, job_id: JobId, task: asyncio.Task[None]) -> None:
+        if self._running.get(job_id) is task:
+            del self._running[job_id]
         if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
             self._failure.set_result(error)
 
@@ -171,17 +183,17 @@ class Executor:
                 matches=rows.matches, unmatched=rows.unmatched, report=rows.report,
             )  # fmt: skip
             finished = self._finished(dispatch, JobStatus.SUCCEEDED, rows.worker_us, rows=rows)
-        except (SettlerError, BrokenProcessPool) as error:
+        except Exception as error:
+            # Whatever a job raises ends this attempt, never the executor with everyone else's jobs.
             worker_us = (time.perf_counter_ns() - started) // 1000
-            reason = _reason(error)
-            log.warning("attempt failed", job=job_id, attempt=dispatch.attempt, reason=reason, error=str(error)[:300])
-            finished = self._finished(
-                dispatch, JobStatus.FAILED, worker_us, reason=reason, detail=str(error).replace("\0", "")[:2000]
-            )
-        try:
-            await self._report(finished, tenant, traceparent)
-        finally:
-            del self._running[job_id]
+            reason, detail = _explained(error)
+            foreseen = isinstance(error, SettlerError | BrokenProcessPool)
+            log.warning(
+                "attempt failed", job=job_id, attempt=dispatch.attempt, reason=reason, error=str(error)[:300],
+                exc_info=None if foreseen else error,
+            )  # fmt: skip
+            finished = self._finished(dispatch, JobStatus.FAILED, worker_us, reason=reason, detail=detail)
+        await self._report(finished, tenant, traceparent)
 
     async def _compute(self, tenant: TenantId, job_id: JobId, dispatch: JobDispatched) -> AttemptRows:
         request, record = await self._reader.read(tenant, job_id, dispatch.request)
@@ -262,14 +274,16 @@ def _addressed(record: ConsumerRecord[bytes, bytes], incarnation: str) -> Dispat
     return event.tenantid, event.data, traceparent
 
 
-def _reason(error: BaseException) -> str:
+def _explained(error: Exception) -> tuple[str, str]:
+    """What the report says of a failed attempt: a reason, and a detail that the tenant may read."""
     if isinstance(error, BrokenProcessPool):
-        return "worker_crashed"
+        return "worker_crashed", str(error)
     if isinstance(error, OutsideTenantError):
-        return "outside_tenant"
-    if isinstance(error, SettlerError) and error.disposition is Disposition.REFUSE:
-        return "invalid_request"
-    return "unavailable" if getattr(error, "disposition", None) is Disposition.RETRY else "failed"
+        return "outside_tenant", str(error)
+    if not isinstance(error, SettlerError):
+        return "failed", f"unexpected {type(error).__name__}; the executor's log has the rest"
+    reasons = {Disposition.REFUSE: "invalid_request", Disposition.RETRY: "unavailable"}
+    return reasons.get(error.disposition, "failed"), str(error).replace("\0", "")[:DETAIL_LENGTH_MAX]
 
 
 async def run(settings: Settings, *, name: str | None = None) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from typing import NamedTuple
 
 import aiokafka
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams.errors import RecordError, UnavailableError
@@ -61,6 +61,8 @@ class RequestReader:
                 self._consumer.assign([tp])
                 self._consumer.seek(tp, ref.offset)
                 record = await self._consumer.getone(tp)
+        except OffsetOutOfRangeError as error:
+            raise RecordError("request-gone", f"{tp.topic}-{tp.partition}@{ref.offset} is not in the log") from error
         except (KafkaError, TimeoutError) as error:
             raise UnavailableError(f"request of job {job_id} could not be read: {error!r}") from error
         if record.offset != ref.offset:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import faust
 from faust.tables.manager import TableManager
 from mode.supervisors import CrashingSupervisor
 
+from settler_streams.adapters.kafka.broker import admin, require
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.ticker import Ticker
 
@@ -71,6 +72,7 @@ class FoldApp(faust.App):
         input_topics: tuple[str, ...],
         partitions: int,
         new_session: Callable[[int], Any],
+        output_topics: Mapping[str, int] | None = None,
     ) -> None:
         brokers = ";".join(f"settler://{server}" for server in bootstrap_servers.split(","))
         super().__init__(
@@ -93,9 +95,24 @@ class FoldApp(faust.App):
         self.role = role
         self.input_topics = input_topics
         self.partitions = partitions
+        self.output_topics = output_topics or {}
+        """Topics that must exist beside the inputs, with their partition counts."""
+        self.bootstrap_servers = bootstrap_servers
         self.new_session = new_session
         self.ticker: Ticker | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    async def on_start(self) -> None:
+        """Refuse to start on topics that are missing or of another size: the group would leave folds out silently.
+
+        Raises:
+            ConfigurationError: names each such topic.
+            UnavailableError: Kafka did not answer.
+        """
+        wanted = {**self.output_topics, **dict.fromkeys(self.input_topics, self.partitions)}
+        async with admin(self.bootstrap_servers) as client:
+            await require(client, wanted)
+        await super().on_start()
 
     def batch_agent(self, agent: BatchAgent) -> Any:
         """Register ``agent`` on the role's inputs. Batches of different folds reach it side by side.

@@ -153,13 +153,13 @@ class Session:
         await consumer.start()
         try:
             consumer.assign([changelog])
-            keys = await self._read_changelog(consumer, changelog)
+            await self._read_changelog(consumer, changelog)
             clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
             self.now_ms = clock.now_ms
             await self._read_positions(consumer, clock.positions)
         finally:
             await consumer.stop()
-        log.info("session opened", fold=self.id.transactional_id, keys=keys, now_ms=self.now_ms)
+        log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
     async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int]) -> None:
         """Positions as stored in the state; Kafka's committed offsets must agree where the broker still has them."""
@@ -168,9 +168,7 @@ class Session:
         beginnings = await consumer.beginning_offsets(list(inputs))
         ends = await consumer.end_offsets(list(inputs))
         for tp, name in inputs.items():
-            position = stored.get(
-                name, beginnings[tp]
-            )  # an input that this fold has never read starts at the beginning
+            position = stored.get(name, beginnings[tp])  # an input that was never read starts at its beginning
             committed = await consumer.committed(tp)
             if committed is not None and committed != position:
                 raise StateError(
@@ -184,19 +182,16 @@ class Session:
                 )
             self.positions[tp] = position
 
-    async def _read_changelog(self, consumer: aiokafka.AIOKafkaConsumer, changelog: TopicPartition) -> int:
+    async def _read_changelog(self, consumer: aiokafka.AIOKafkaConsumer, changelog: TopicPartition) -> None:
         """Load by position: a changelog that is empty, all tombstones, or ends in markers still comes to its end."""
         start = (await consumer.beginning_offsets([changelog]))[changelog]
         end = (await consumer.end_offsets([changelog]))[changelog]
         consumer.seek(changelog, start)
-        loaded = 0
         while await consumer.position(changelog) < end:
             for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
                 for record in records:
                     key = _state_key(record)
                     self.state.load(key, None if record.value is None else self.codec.decode(key, record.value))
-                loaded += len(records)
-        return loaded
 
     def named(self, positions: Mapping[TopicPartition, int]) -> dict[str, int]:
         """Positions by the declared names of their topics."""

@@ -8,7 +8,8 @@ offsets of a batch in the same Kafka transaction as its outputs and its state.
 What is overridden, and why:
 
 =========================  ==========================================================================================
-``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch
+``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch; says that
+                           the member is alive
 ``commit``, ``ack``        do nothing: offsets are committed by the step, in its transaction
 ``wait_empty``             before a rebalance and at shutdown, waits for the steps under way and for nothing else
 ``_create_worker_consumer``  reads committed records only, never resets an offset, waits 25 ms (Faust: 1,500 ms) for
@@ -40,6 +41,8 @@ log = structlog.get_logger(__name__)
 FETCH_MAX_WAIT_MS = 25
 """A partition whose records were just taken is asked for again only when the fetch under way returns; so this bounds
 the delay, at 40 small requests a second and consumer when idle."""
+ALIVE_INTERVAL_S = 1.0
+"""Far below any poll interval, and one call to another thread per second."""
 BATCH_RECORDS_MAX = 16_000
 """Records in one step at most: bounds memory and the time of a transaction whatever the lag."""
 DRAIN_DEADLINE_S = 10.0
@@ -164,8 +167,23 @@ class Consumer(stock.Consumer):
         await self.callback(message)
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        """The runners fetch for themselves; Faust's fetcher only has to stay up until it is told to stop."""
-        await fetcher._stopped.wait()  # noqa: SLF001
+        """The runners fetch for themselves; Faust's fetcher only has to stay up until it is told to stop.
+
+        Meanwhile it says that this process is alive, on behalf of all folds and of members that have none: aiokafka
+        leaves the group, for good, when nothing was polled through its public door for ``broker_max_poll_interval``.
+        """
+
+        async def alive(consumer: aiokafka.AIOKafkaConsumer) -> None:
+            with consumer._subscription.fetch_context():  # noqa: SLF001 - what `getmany` does around a poll
+                pass
+
+        while True:
+            try:
+                async with asyncio.timeout(ALIVE_INTERVAL_S):
+                    await fetcher._stopped.wait()  # noqa: SLF001
+                    return
+            except TimeoutError:
+                await self._thread.in_thread(alive)
 
     def _on_runner_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

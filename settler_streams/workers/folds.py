@@ -70,7 +70,9 @@ def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
         new_logic=partial(_new_logic, definition, topology),
         router=Router(topology),
     )
-    app = _app(role, declared.inputs, settings, topology, partial(Session, spec))
+    app = _app(
+        role, declared.inputs, settings, topology, partial(Session, spec), (declared.changelog, declared.journal)
+    )
     app.batch_agent(definition.agent)
     if declared.tick is not None:
         tick_topic = full_name(settings.deployment, declared.tick)
@@ -88,15 +90,24 @@ def projection_app(role: str, settings: Settings, topology: Topology, pool: Tena
 
 
 def _app(
-    role: str, inputs: tuple[str, ...], settings: Settings, topology: Topology, new_session: Callable[[int], Any]
+    role: str,
+    inputs: tuple[str, ...],
+    settings: Settings,
+    topology: Topology,
+    new_session: Callable[[int], Any],
+    own_topics: tuple[str, ...] = (),
 ) -> FoldApp:
+    partitions = topology.partitions(inputs[0])
+    outputs = {topic.name: topology.partitions(topic.name) for topic in topology.topics if role in topic.writers}
+    outputs |= dict.fromkeys(own_topics, partitions)
     return FoldApp(
         role,
         f"{settings.deployment}.{role}",
         bootstrap_servers=settings.kafka_bootstrap_servers,
         input_topics=tuple(full_name(settings.deployment, name) for name in inputs),
-        partitions=topology.partitions(inputs[0]),
+        partitions=partitions,
         new_session=new_session,
+        output_topics={full_name(settings.deployment, name): count for name, count in outputs.items()},
     )
 
 

@@ -43,7 +43,7 @@ TOPOLOGY = Topology.model_validate(
                 "key": "root-tenant",
                 "partitions": "tenants",
                 "retention": "7d",
-                "max_message_bytes": 65536,
+                "max_message_bytes": 300000,
                 "events": ["settler.tenant.acknowledged.v1"],
                 "writers": ["counter"],
                 "readers": ["consumer"],
@@ -93,7 +93,7 @@ class Counter:
             return Outcome({key: None})
         before = value_of(self._state, key, Sum) or Sum(0, 0)
         after = Sum(before.total + used.quantity, before.records + 1)
-        output_key = "k" * 200_000 if used.quantity == WIDE else record.key
+        output_key = "k" * 700_000 if used.quantity == WIDE else record.key
         said = TenantAcknowledged(version=after.records)
         return Outcome({key: after}, (Emit("sums", said, tenant, output_key, "sum", partition=record.partition),))
 

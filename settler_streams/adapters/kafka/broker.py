@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -100,6 +100,23 @@ async def apply(client: AIOKafkaAdminClient, declared: Sequence[Declared], repli
     if resources:
         await client.alter_configs(resources)
     return differences
+
+
+async def require(client: AIOKafkaAdminClient, partitions: Mapping[str, int]) -> None:
+    """Make sure that topics exist with exactly these partition counts.
+
+    Raises:
+        ConfigurationError: names each topic that is missing or has another count.
+    """
+    live = set(await client.list_topics()) & partitions.keys()
+    counts = {d["topic"]: len(d["partitions"]) for d in await client.describe_topics(sorted(live))} if live else {}
+    problems = [
+        f"{topic} is missing" if topic not in counts else f"{topic} has {counts[topic]} partitions instead of {wanted}"
+        for topic, wanted in sorted(partitions.items())
+        if counts.get(topic) != wanted
+    ]
+    if problems:
+        raise ConfigurationError(f"{'; '.join(problems)}; `settler topology apply` creates what is missing")
 
 
 async def _configs(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> list[dict[str, str]]:

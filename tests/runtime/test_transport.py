@@ -1,0 +1,219 @@
+"""The transport at work: members of a group share the folds, hand them over, and stay members."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiokafka.admin import NewTopic
+
+from settler_streams.adapters.kafka.broker import admin
+from settler_streams.errors import ConfigurationError
+from settler_streams.events import StepJournal, decode
+from settler_streams.runtime.app import Batches, FoldApp
+from settler_streams.runtime.session import Session
+from settler_streams.settings import Settings
+from tests.runtime import counter
+from tests.runtime.apps import running
+from tests.runtime.counter import spec_of, tenant_in, usage
+from tests.runtime.kafka_log import KafkaLog, Record
+
+pytestmark = pytest.mark.services
+
+MAX_POLL_S = 2.0
+
+
+@pytest_asyncio.fixture(scope="module")
+async def log(settings: Settings) -> KafkaLog:
+    """The counter's topics, in one deployment for all tests of this module."""
+    log = KafkaLog(settings, counter.TOPOLOGY)
+    await log.create()
+    return log
+
+
+class Worker:
+    """One member of the counter's group."""
+
+    def __init__(self, log: KafkaLog) -> None:
+        self.sessions: dict[int, list[Session]] = {}
+        self.log = log
+
+        def new_session(partition: int) -> Session:
+            session = Session(spec_of(log), partition)
+            self.sessions.setdefault(partition, []).append(session)
+            return session
+
+        self.app = FoldApp(
+            f"{log.settings.deployment}.counter",
+            bootstrap_servers=log.settings.kafka_bootstrap_servers,
+            input_topics=(log.full("usage-events"),),
+            partitions=counter.PARTITIONS,
+            new_session=new_session,
+        )
+        self.app.batch_agent(count)
+
+    async def owns(self, number: Callable[[int], bool], wait_s: float = 40.0) -> set[int]:
+        """Wait until it owns so many open folds."""
+        async with asyncio.timeout(wait_s):
+            while not number(len(self.app.open_folds())):
+                await asyncio.wait([self.app.failure], timeout=0.05)
+                assert not self.app.failure.done(), self.app.failure.result()
+        return set(self.app.open_folds())
+
+
+async def count(batches: Batches) -> None:
+    """The counter's agent."""
+    async for batch in batches:
+        async with batch.step() as step:
+            for record in step.decode():
+                outcome = step.decide(batch.logic, record)
+                step.apply(outcome)
+                step.publish(outcome)
+
+
+async def test_two_members_share_the_folds_and_one_takes_over_when_the_other_stops(log: KafkaLog) -> None:
+    """Requests come all the time; each is folded once, whoever owns its fold at that moment."""
+    sent: Counter[int] = Counter()
+    async with steady_load(log, sent), contextlib.AsyncExitStack() as stack:
+        first = Worker(log)
+        await stack.enter_async_context(running([first.app]))
+        assert await first.owns(lambda n: n == counter.PARTITIONS) == set(range(counter.PARTITIONS))
+        alone = {partition: sessions[-1] for partition, sessions in first.sessions.items()}
+        async with running([(second := Worker(log)).app]):
+            theirs = await second.owns(lambda n: n == counter.PARTITIONS // 2)
+            ours = await first.owns(lambda n: n == counter.PARTITIONS - len(theirs))
+            assert ours | theirs == set(range(counter.PARTITIONS))
+            assert ours.isdisjoint(theirs)
+            for partition in ours:
+                assert first.sessions[partition] == [alone[partition]], "a fold that stays keeps its session"
+                assert not alone[partition].lost
+            before = await positions(log)
+            await log.until("counter-journal", lambda records: moved(records, before))
+        await first.owns(lambda n: n == counter.PARTITIONS)
+        for partition in theirs:
+            assert len(first.sessions[partition]) == 2, "a fold that came back was loaded again"
+        before = await positions(log)
+        await log.until("counter-journal", lambda records: moved(records, before))
+    await every_record_was_folded_once(log, sent)
+
+
+async def test_a_member_that_only_waits_stays_in_the_group(log: KafkaLog) -> None:
+    """More members than folds: whoever has none is still there when it is needed, long after its last record."""
+    worker = Worker(log)
+    worker.app.conf.broker_max_poll_interval = MAX_POLL_S
+    async with running([worker.app]):
+        await worker.owns(lambda n: n == counter.PARTITIONS)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 3 * MAX_POLL_S
+        folded = 0
+        tenant = tenant_in(0)
+        while loop.time() < until:
+            (offset,) = await log.append("usage-events", 0, [usage(tenant)])
+            await log.until("counter-journal", lambda records, offset=offset: last_folded(records, 0) >= offset)
+            folded += 1
+            await idle(worker.app, MAX_POLL_S / 2)
+        assert folded > 2
+        assert await worker.owns(lambda n: n == counter.PARTITIONS)
+
+
+async def test_a_missing_input_topic_stops_the_start(log: KafkaLog, settings: Settings) -> None:
+    other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-miss"}), log.topology)
+    await other.create(without=["usage-events"])
+    await refuses_to_start(other, "usage-events")
+
+
+async def test_an_input_with_another_partition_count_stops_the_start(log: KafkaLog, settings: Settings) -> None:
+    other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-count"}), log.topology)
+    await other.create(without=["usage-events"])
+    async with admin(settings.kafka_bootstrap_servers) as client:
+        topic = NewTopic(other.full("usage-events"), num_partitions=counter.PARTITIONS - 1, replication_factor=1)
+        await client.create_topics([topic])
+    await refuses_to_start(other, "usage-events")
+
+
+async def refuses_to_start(log: KafkaLog, named: str) -> None:
+    worker = Worker(log)
+    starting = asyncio.create_task(worker.app.start())
+    try:
+        async with asyncio.timeout(20):
+            await asyncio.wait([starting, worker.app.failure], return_when=asyncio.FIRST_COMPLETED)
+            if worker.app.failure.done():
+                error: BaseException | None = worker.app.failure.result()
+            else:
+                await asyncio.wait([starting])
+                error = starting.exception()
+        assert isinstance(error, ConfigurationError)
+        assert named in str(error)
+    finally:
+        starting.cancel()
+        await asyncio.wait([starting])
+        async with asyncio.timeout(30):
+            await worker.app.stop()
+
+
+@contextlib.asynccontextmanager
+async def steady_load(log: KafkaLog, sent: Counter[int]) -> AsyncIterator[None]:
+    """A record to each partition, again as soon as the broker has stored the last."""
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        async with log.producer(enable_idempotence=True) as producer:
+            while not stop.is_set():
+                for partition in range(counter.PARTITIONS):
+                    key, value = usage(tenant_in(partition))
+                    await producer.send(log.full("usage-events"), value, key=key, partition=partition)
+                    sent[partition] += 1
+                await producer.flush()
+
+    task = asyncio.create_task(load())
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+async def every_record_was_folded_once(log: KafkaLog, sent: Counter[int]) -> None:
+    inputs = await log.read("usage-events")
+    ends = {partition: max(r.offset for r in inputs if r.partition == partition) for partition in sent}
+
+    def all_folded(journal: list[Record]) -> bool:
+        return all(last_folded(journal, partition) >= end for partition, end in ends.items())
+
+    async with running([Worker(log).app]):
+        await log.until("counter-journal", all_folded)
+    said: dict[str, list[int]] = {}
+    for event in await log.events("sums"):
+        said.setdefault(event.tenantid, []).append(event.data.version)  # type: ignore[attr-defined]
+    assert {t: versions for t, versions in said.items() if versions != list(range(1, len(versions) + 1))} == {}
+    assert sum(len(versions) for versions in said.values()) == len(inputs)
+
+
+async def positions(log: KafkaLog) -> dict[int, int]:
+    records = await log.read("counter-journal")
+    return {partition: last_folded(records, partition) for partition in range(counter.PARTITIONS)}
+
+
+def moved(records: list[Record], before: dict[int, int]) -> bool:
+    return all(last_folded(records, partition) > offset for partition, offset in before.items())
+
+
+def last_folded(records: list[Record], partition: int) -> int:
+    """The last input offset that the partition's journal names."""
+    for record in reversed(records):
+        if record.partition == partition:
+            body: Any = decode(record.value).data
+            assert isinstance(body, StepJournal)
+            return body.runs[-1].last
+    return -1
+
+
+async def idle(app: FoldApp, seconds: float) -> None:
+    """Nothing arrives for a while; ends early if the worker fails."""
+    await asyncio.wait([app.failure], timeout=seconds)
+    assert not app.failure.done()
