@@ -145,7 +145,6 @@ def test_no_exception_is_caught_bare_or_swallowed():
 
 POLLS = {
     "tests/services/containers.py": "a container's service has no signal that it is ready; bounded by READY_S_MAX",
-    "tests/services_layer/platform.py": "a topic's follower has no signal of its own; bounded by SETTLED_WITHIN_S",
 }
 """Fixtures that ask an outside service again and again until it answers: path to why, and what bounds it."""
 

@@ -36,8 +36,6 @@ from settler_streams.events import (
     JobRequested,
     Part,
     PoolCancelRequested,
-    QuotaThreshold,
-    QuotaType,
     RecordRef,
     RejectReason,
     Resource,
@@ -201,13 +199,7 @@ class Admission:
         return [
             Emit(
                 "tenant-signals",
-                QuotaThreshold(
-                    quota=quota,
-                    percent=percent,
-                    used=quotas.used_of(usage, quota),
-                    limit=limits.by_quota[quota],
-                    window_start_ms=usage.month_start_ms if quota is QuotaType.MONTHLY_RECONCILIATIONS else 0,
-                ),
+                quotas.threshold(usage, limits, quota, percent),
                 tenant_id,
                 root,
                 f"threshold/{tenant_id}/{quota}/{percent}",

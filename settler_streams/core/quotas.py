@@ -23,7 +23,7 @@ from settler_streams.core.token_bucket import (
     take_all,
 )
 from settler_streams.errors import RecordError
-from settler_streams.events import QuotaType, RejectReason, TenantStatus, TenantTier
+from settler_streams.events import QuotaThreshold, QuotaType, RejectReason, TenantStatus, TenantTier
 from settler_streams.ids import TenantId
 from settler_streams.tiers import Tiers
 
@@ -222,6 +222,17 @@ def used_of(usage: Usage, quota: QuotaType) -> int:
         QuotaType.STORAGE: usage.storage_bytes,
         QuotaType.CUSTOM_DOMAINS: usage.domains,
     }.get(quota, 0)
+
+
+def threshold(usage: Usage, limits: Limits, quota: QuotaType, percent: int) -> QuotaThreshold:
+    """The signal that ``percent`` of ``quota`` is reached."""
+    return QuotaThreshold(
+        quota=quota,
+        percent=percent,
+        used=used_of(usage, quota),
+        limit=limits.by_quota[quota],
+        window_start_ms=usage.month_start_ms if quota is QuotaType.MONTHLY_RECONCILIATIONS else 0,
+    )
 
 
 def crossed_thresholds(usage: Usage, limits: Limits) -> tuple[Usage, list[tuple[QuotaType, int]]]:

@@ -14,6 +14,7 @@ from settler_streams.core.dedup import SEEN_WINDOW_MS
 from settler_streams.core.quotas import Reservation, Usage
 from settler_streams.events import (
     ClockTick,
+    FileRecords,
     FlagScope,
     FlagState,
     InlineRecords,
@@ -350,6 +351,19 @@ def test_another_tenants_request_with_the_same_id_is_no_silent_repeat():
     fold.feed(ClockTick(role="admission"))
     assert ask(fold, ROOT, "a") is None
     assert fold.reasons() == ["id-conflict"] * 2, "the job is still open"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other/a.csv", "a/../../b.csv", ".."])
+def test_a_path_out_of_the_tenants_directory_is_a_dead_letter_that_leaves_nothing(path):
+    fold = known((FLAT, {}))
+    before = fold.stored()
+    outside = FileRecords(path=path, format="csv")
+    for left, right in ((outside, InlineRecords(rows=())), (InlineRecords(rows=()), outside)):
+        assert ask(fold, FLAT, "a", body=JobRequested(left=left, right=right, rules=MatchRules())) is None
+    assert fold.reasons() == ["outside-tenant"] * 2
+    assert fold.stored() == before
+    inside = FileRecords(path="a/..b.csv", format="csv")
+    assert ask(fold, FLAT, "a", body=JobRequested(left=inside, right=inside, rules=MatchRules())).admitted
 
 
 def test_a_refused_request_is_not_decided_twice_either():
