@@ -43,6 +43,10 @@ class InvalidRequestError(SettlerError):
     disposition = Disposition.REFUSE
 
 
+class OutsideTenantError(InvalidRequestError):
+    """A path leads, or could lead, out of the tenant's own directory. The message never says what lies there."""
+
+
 class NotFoundError(SettlerError):
     """The named thing does not exist for this tenant."""
 

@@ -191,7 +191,7 @@ def _flag(record: Record, changed: FlagChanged) -> tuple[Effect, ...]:
         source_version=changed.version,
         user_id=changed.user_id or "",
         killed=changed.killed,
-        removed=changed.deleted,
+        removed=changed.deleted and not changed.killed,  # a kill stands, whether or not anything was ever set
     )
     audit = AuditEntry(
         tenant_id=tenant,

@@ -37,7 +37,10 @@ def up(executors: int, workers: int, gateway: bool, detach: bool, state_dir: Pat
         if detach:
             return
         click.echo("up; Ctrl-C stops everything", err=True)
-        _watch(system, stop)
+        if executors or workers or gateway:
+            _watch(system, stop)
+        else:
+            stop.wait()
     except BaseException:
         system.down()
         raise
@@ -82,6 +85,9 @@ def _stop_on_signals() -> threading.Event:
 
 def _watch(system: LocalSystem, stop: threading.Event) -> None:
     while not stop.wait(WATCH_INTERVAL_S):
+        if system.taken_down:
+            click.echo("stopped by another `settler down`", err=True)
+            return
         for name in system.restart_ended():
             click.echo(f"{name} ended and was started again; see {system.state_dir / 'processes' / name}.log", err=True)
 

@@ -17,9 +17,12 @@ from settler_streams.cli.output import EXIT_CODES
 from settler_streams.errors import SettlerError
 
 COMMANDS = {
+    "demo": "settler_streams.cli.demo:demo",
     "up": "settler_streams.cli.local:up",
     "down": "settler_streams.cli.local:down",
     "status": "settler_streams.cli.local:status",
+    "env": "settler_streams.cli.env:env",
+    "tenants": "settler_streams.cli.tenants:tenants",
     "worker": "settler_streams.cli.processes:worker",
     "executor": "settler_streams.cli.processes:executor",
     "gateway": "settler_streams.cli.processes:gateway",

@@ -21,6 +21,8 @@ EXIT_CODES = {
     Disposition.DEAD_LETTER: 65,  # sysexits: EX_DATAERR
     Disposition.RETRY: 75,  # sysexits: EX_TEMPFAIL
 }
+WIDTH_OF_A_PIPE = 400
+"""Without a terminal, a line is as long as its row: what reads it wants whole values."""
 EXIT_DIFFERS = 3
 """Nothing went wrong, and yet it is not as it should be."""
 
@@ -54,4 +56,6 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     console = Console()
-    console.print(table, soft_wrap=not console.is_terminal, markup=False)
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_A_PIPE)
+    console.print(table, markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +14,8 @@ from settler_streams.adapters.telemetry import logs
 from settler_streams.adapters.telemetry.metrics import serve_metrics
 from settler_streams.cli.output import flag
 from settler_streams.errors import InvalidRequestError
+from settler_streams.executor.process import run as run_executor
+from settler_streams.gateway.serve import serve
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
 from settler_streams.workers.folds import PROJECTIONS, ROLES, new_app
@@ -40,8 +41,7 @@ def worker(roles: str) -> None:
 def executor(name: str | None) -> None:
     """Run jobs until SIGTERM; running ones may finish first. Settings come from the environment."""
     settings = _begin()
-    process = importlib.import_module("settler_streams.executor.process")
-    uvloop.run(process.run(settings, name=name))
+    uvloop.run(run_executor(settings, name=name))
 
 
 @click.command()
@@ -49,8 +49,7 @@ def gateway() -> None:
     """Serve HTTP until SIGTERM. Settings come from the environment."""
     settings = Settings.from_environment()
     logs.configure(settings.log_level)
-    server = importlib.import_module("settler_streams.gateway.server")
-    uvloop.run(server.serve(settings))
+    uvloop.run(serve(settings))
 
 
 def _begin() -> Settings:

@@ -19,4 +19,4 @@ def settings_of(state_dir: Path) -> Settings:
     named = all(os.environ.get(variable) for variable in GIVEN_BY.values())
     if named or not (state_dir / "services" / "state.json").exists():
         return Settings.from_environment()
-    return LocalSystem(state_dir).status().settings
+    return LocalSystem(state_dir).settings

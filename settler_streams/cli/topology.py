@@ -47,10 +47,10 @@ def check(state_dir: Path, as_json: bool) -> None:
     differences = asyncio.run(_compare(settings_of(state_dir)))
     if as_json:
         print_json({"agrees": not differences, "differences": len(differences)})
-    elif differences:
-        click.echo(
-            f"{len(differences)} differences; `settler topology plan` lists them, `apply` repairs them", err=True
-        )
+    else:
+        _print(differences, as_json=False)
+        if differences:
+            click.echo("`settler topology apply` repairs what can be repaired", err=True)
     sys.exit(EXIT_DIFFERS if differences else 0)
 
 
@@ -72,4 +72,4 @@ def _print(differences: list[broker.Difference], *, as_json: bool) -> None:
         rows = [(d.topic, d.what, d.live, d.declared, "" if d.repairable else "not repairable") for d in differences]
         print_table(("topic", "what", "live", "declared", ""), rows)
     else:
-        click.echo("the broker is as declared")
+        click.echo(f"the broker is as declared: {len(load_topology().declared(''))} topics")

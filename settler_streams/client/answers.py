@@ -6,11 +6,10 @@ import asyncio
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
-from settler_streams.errors import UnavailableError
 from settler_streams.ids import JobId
 
 EXPECTED_MAX = 100_000
-"""Jobs one transport waits for at a time; beyond it submitting is refused rather than memory filled."""
+"""Jobs one transport waits for at a time; of more, the oldest are looked up in the log when someone asks."""
 KEPT_MAX = 10_000
 """Answers kept for whoever asks later; an older one is looked up in the log again."""
 
@@ -25,15 +24,12 @@ class Answers(Generic[A]):
         self._kept: OrderedDict[JobId, A] = OrderedDict()
 
     def expect(self, job_id: JobId) -> None:
-        """The job is about to be submitted.
-
-        Raises:
-            UnavailableError: too many jobs are unanswered.
-        """
+        """The job is about to be submitted. Whoever waits for one that is pushed out here goes to the log instead."""
+        if job_id in self._expected or job_id in self._kept:
+            return
         if len(self._expected) >= EXPECTED_MAX:
-            raise UnavailableError(f"{EXPECTED_MAX} submitted jobs have no answer yet; submit more when some have")
-        if job_id not in self._expected:
-            self._expected[job_id] = asyncio.get_running_loop().create_future()
+            del self._expected[next(iter(self._expected))]
+        self._expected[job_id] = asyncio.get_running_loop().create_future()
 
     def settle(self, job_id: JobId, answer: A) -> None:
         """The answer has come."""

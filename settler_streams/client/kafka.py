@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
@@ -15,7 +14,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.client.answers import Answers
-from settler_streams.client.transport import Caller, Command, Start
+from settler_streams.client.transport import Caller, Command, Start, answers_since
 from settler_streams.errors import InvalidRequestError, StateError, UnavailableError
 from settler_streams.events import (
     CONTENT_TYPE,
@@ -36,8 +35,8 @@ from settler_streams.topology import Topology, full_name, load_topology
 
 SEND_DEADLINE_S = 30.0
 """Longest wait for the broker to store an event; beyond it the outcome is unknown."""
-LOOK_BACK = dt.timedelta(minutes=1)
-"""A job's answer is looked for from its id's own time on, less this much for clocks that differ."""
+LOOK_UP_AFTER_S = 5.0
+"""An answer that the reader has not met by then may lie behind it: the job was submitted once before."""
 GLOBAL_KEY = "*"
 
 _TOPIC_OF: dict[type[Part], str] = {
@@ -153,17 +152,20 @@ class KafkaTransport:
         self._check_reader()
         try:
             async with asyncio.timeout(timeout_s):
-                future = answers.find(job_id)
-                if future is not None:
-                    return await asyncio.shield(future)
-                return await self._look_up(caller, job_id, wanted)
+                if (future := answers.find(job_id)) is not None:
+                    met, _ = await asyncio.wait([future], timeout=LOOK_UP_AFTER_S)
+                    if met:
+                        return future.result()
+                found = await self._look_up(caller, job_id, wanted)
+                answers.settle(job_id, found)
+                return found
         except TimeoutError as error:
             raise UnavailableError(f"no answer about job {job_id} in {timeout_s:.1f} s") from error
 
     async def _look_up(self, caller: Caller, job_id: JobId, wanted: type[B]) -> B:
-        """Find the answer of a job that this transport did not submit, from the time in its id on."""
-        began = dt.datetime.fromtimestamp((uuid.UUID(job_id).int >> 80) / 1000, dt.UTC) - LOOK_BACK
-        async with contextlib.aclosing(self._read(caller, _ANSWER_TOPICS[wanted], began)) as bodies:
+        """Find the answer of a job in the log, from the time in its id on; waits for one that is still to come."""
+        since = answers_since(job_id)
+        async with contextlib.aclosing(self._read(caller, _ANSWER_TOPICS[wanted], since)) as bodies:
             async for body in bodies:
                 if isinstance(body, wanted) and body.job_id == job_id:
                     return body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -29,6 +30,18 @@ class Caller:
 
     tenant: TenantId
     root: TenantId
+
+
+LOOK_BACK = dt.timedelta(minutes=1)
+"""A job's answer is looked for from its id's own time on, less this much for clocks that differ."""
+
+
+def answers_since(job_id: JobId) -> Start:
+    """Where to begin looking for the answer of a job: at the time in its id, if it is a UUIDv7."""
+    job = uuid.UUID(job_id)
+    if job.version != 7:
+        return "beginning"
+    return dt.datetime.fromtimestamp((job.int >> 80) / 1000, dt.UTC) - LOOK_BACK
 
 
 class Transport(Protocol):

@@ -8,6 +8,7 @@ usage    what a tenant and its children have used: bucket, running jobs, this mo
 job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
 seen     ids of requests and usage events already handled; see :mod:`settler_streams.core.dedup`
 flag     flag settings that gate job kinds
+reports  the number of the present round of usage reports
 =======  ==========================================================================================================
 """
 
@@ -19,13 +20,14 @@ from typing import ClassVar
 
 from settler_streams.core import quotas
 from settler_streams.core.dedup import Seen, SeenWindow
-from settler_streams.core.flags import FlagSetting, FlagTable
+from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
-from settler_streams.core.quotas import Level, Limits, Refusal, Tenant, Usage
+from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
 from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
     ClockTick,
+    FileRecords,
     FlagState,
     JobCancelRequested,
     JobDecided,
@@ -34,8 +36,6 @@ from settler_streams.events import (
     JobRequested,
     Part,
     PoolCancelRequested,
-    QuotaThreshold,
-    QuotaType,
     RecordRef,
     RejectReason,
     Resource,
@@ -57,14 +57,6 @@ DEFAULT_COST_US = 200_000
 """Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
 
 
-class Reservation(Value, frozen=True, array_like=True):
-    """An admitted, unfinished job."""
-
-    tenant: TenantId
-    chain: tuple[TenantId, ...]
-    admitted_at_ms: int
-
-
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """What every partition's admission knows: the tiers, and how many jobs of this partition may be open at once."""
@@ -84,6 +76,7 @@ class Admission:
         "job": Reservation,
         "seen": Seen,
         "flag": FlagSetting,
+        "reports": Reports,
     }
 
     def __init__(self, state: State, policy: AdmissionPolicy) -> None:
@@ -93,7 +86,13 @@ class Admission:
         self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
         self._open_jobs = sum(1 for key in state if key.startswith("job/"))
         self._seen = SeenWindow(state)
-        self._dirty: set[TenantId] = {TenantId(k[7:]) for k in state if k.startswith("tenant/")}
+        reports = value_of(state, "reports/", Reports)
+        self._round = reports.rounds if reports else 0
+        self._dirty: set[TenantId] = {
+            TenantId(key[len("usage/") :])
+            for key, usage in state.items()
+            if isinstance(usage, Usage) and usage.changed_in == self._round
+        }
         self._month = (0, 0)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
@@ -118,8 +117,9 @@ class Admission:
 
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event = record.event
+        _check_paths(request)
         tenant = self._tenant_of(record)
-        if self._seen.repeated(record):
+        if self._seen.repeated(record) or self._is_open(record):
             return NOTHING
         changes = self._seen.remember(record, now_ms)
         refusal = self._gate(tenant, event.tenantid, request)
@@ -130,13 +130,27 @@ class Admission:
             usages, refusal = quotas.admit(levels, self._month_of(now_ms), now_ms)
             if refusal is None:
                 self._open_jobs += 1
-                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms)
+                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms, event.source)
                 signals = self._charge(levels, usages, record.key, changes)
         decided = _decision(record, request, refusal, now_ms)
         emits = [Emit("job-decisions", decided, event.tenantid, record.key, "decided", event.id)]
         if refusal is None:
             emits.append(self._enqueue(record, request, now_ms))
         return Outcome(changes, (*emits, *signals))
+
+    def _is_open(self, record: Record) -> bool:
+        """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
+
+        Raises:
+            RecordError: ``id-conflict``; the job is another source's or tenant's.
+        """
+        reservation = value_of(self._state, f"job/{record.event.id}", Reservation)
+        if reservation is None:
+            return False
+        if (reservation.source, reservation.tenant) != (record.event.source, record.event.tenantid):
+            owner = f"{reservation.source!r} for {reservation.tenant}"
+            raise RecordError("id-conflict", f"the open job {record.event.id} came from {owner}")
+        return True
 
     def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
         """The reasons to refuse that have nothing to do with how much was used."""
@@ -181,18 +195,11 @@ class Admission:
     ) -> list[Emit]:
         """Store a usage; the signals are those of thresholds reached for the first time."""
         usage, reached = quotas.crossed_thresholds(usage, limits)
-        changes[f"usage/{tenant_id}"] = usage
-        self._dirty.add(tenant_id)
+        self._store(tenant_id, usage, changes)
         return [
             Emit(
                 "tenant-signals",
-                QuotaThreshold(
-                    quota=quota,
-                    percent=percent,
-                    used=quotas.used_of(usage, quota),
-                    limit=limits.by_quota[quota],
-                    window_start_ms=usage.month_start_ms if quota is QuotaType.MONTHLY_RECONCILIATIONS else 0,
-                ),
+                quotas.threshold(usage, limits, quota, percent),
                 tenant_id,
                 root,
                 f"threshold/{tenant_id}/{quota}/{percent}",
@@ -200,6 +207,10 @@ class Admission:
             )
             for quota, percent in reached
         ]
+
+    def _store(self, tenant_id: TenantId, usage: Usage, changes: dict[str, Value | None]) -> None:
+        changes[f"usage/{tenant_id}"] = quotas.in_round(usage, self._round)
+        self._dirty.add(tenant_id)
 
     def _finished(self, finished: JobFinished) -> Outcome:
         reservation = value_of(self._state, f"job/{finished.job_id}", Reservation)
@@ -210,8 +221,7 @@ class Admission:
         for member in reservation.chain:
             usage = value_of(self._state, f"usage/{member}", Usage)
             if usage is not None:
-                changes[f"usage/{member}"] = quotas.release(usage)
-                self._dirty.add(member)
+                self._store(member, quotas.release(usage), changes)
         return Outcome(changes)
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
@@ -220,24 +230,23 @@ class Admission:
             raise RecordError("unknown-tenant", f"usage of the unknown tenant {record.event.tenantid}")
         if self._seen.repeated(record):
             return NOTHING
+        levels = [self._level(member, now_ms) for member in self._chain(record.event.tenantid, tenant)]
+        match used.resource:
+            case Resource.STORAGE_BYTES:
+                usages = [quotas.record_storage(level.usage, used.quantity) for level in levels]
+            case Resource.CUSTOM_DOMAINS:
+                usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
+            case _:
+                levels, usages = [], []  # metered by the noisy-neighbour fold; no quota hangs on it
         changes = self._seen.remember(record, now_ms)
-        signals: list[Emit] = []
-        for member in self._chain(record.event.tenantid, tenant):
-            level = self._level(member, now_ms)
-            match used.resource:
-                case Resource.STORAGE_BYTES:
-                    usage = quotas.record_storage(level.usage, used.quantity)
-                case Resource.CUSTOM_DOMAINS:
-                    usage = quotas.record_domains(level.usage, used.quantity)
-                case _:
-                    continue  # metered by the noisy-neighbour fold; no quota hangs on it
-            signals += self._put_usage(member, level.limits, usage, record.key, changes)
-        return Outcome(changes, tuple(signals))
+        return Outcome(changes, tuple(self._charge(levels, usages, record.key, changes)))
 
     def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
         tenant_id = record.event.tenantid
         if record.key != changed.root_id:
             raise RecordError("foreign-tenant", f"the key {record.key!r} is not the root of {tenant_id}")
+        if changed.burst is not None and changed.burst > quotas.BURST_MAX:
+            raise RecordError("out-of-range", f"a burst of {changed.burst} is beyond {quotas.BURST_MAX}")
         key = f"tenant/{tenant_id}"
         current = value_of(self._state, key, Tenant)
         if current is not None and current.version >= changed.version:
@@ -255,13 +264,12 @@ class Admission:
         changes: dict[str, Value | None] = {key: tenant}
         usage = value_of(self._state, f"usage/{tenant_id}", Usage)
         if usage is None:
-            changes[f"usage/{tenant_id}"] = quotas.new_usage(limits, now_ms)
+            usage = quotas.new_usage(limits, now_ms)
         elif current is not None:
             before = Limits.of(current, self._policy.tiers)
-            bucket = change_policy(usage.bucket, before.rate, limits.rate, now_ms)
-            changes[f"usage/{tenant_id}"] = quotas.with_bucket(usage, bucket)
+            usage = quotas.with_bucket(usage, change_policy(usage.bucket, before.rate, limits.rate, now_ms))
+        self._store(tenant_id, usage, changes)
         self._limits.pop(tenant_id, None)
-        self._dirty.add(tenant_id)
         return Outcome(changes, tuple(self._announce(record, changed.version, limits)))
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
@@ -277,19 +285,10 @@ class Admission:
 
     def _flag_changed(self, record: Record, flag: FlagState) -> Outcome:
         tenant = record.event.tenantid
-        setting = FlagSetting(
-            flag.flag,
-            flag.scope,
-            tenant,
-            flag.user_id,
-            flag.version,
-            flag.enabled,
-            flag.killed,
-            flag.rollout_per_mille,
-            flag.salt,
-            flag.changed_at_ms,
-            flag.deleted,
-        )
+        current = self._flags.get(flag.flag, tenant, flag.user_id)
+        if current is not None and current.version >= flag.version:
+            return NOTHING
+        setting = setting_of(tenant, flag)
         self._flags.put(setting)
         return Outcome({f"flag/{flag.flag}/{tenant}/{flag.user_id or ''}": setting})
 
@@ -310,8 +309,12 @@ class Admission:
             if tenant is not None:
                 report = self._report(level, now_ms)
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
-        self._dirty.clear()
-        return Outcome(self._seen.forget(now_ms), tuple(emits))
+        changes = self._seen.forget(now_ms)
+        if self._dirty:
+            self._dirty.clear()
+            self._round += 1
+            changes["reports/"] = Reports(self._round)
+        return Outcome(changes, tuple(emits))
 
     def _report(self, level: Level, now_ms: int) -> TenantUsage:
         usage, limits = level.usage, level.limits
@@ -365,6 +368,13 @@ class Admission:
         if not self._month[0] <= now_ms < self._month[1]:
             self._month = quotas.month_bounds(now_ms)
         return self._month
+
+
+def _check_paths(request: JobRequested) -> None:
+    """What can be seen of a path without opening it. Where links lead, the executor sees."""
+    for records in (request.left, request.right):
+        if isinstance(records, FileRecords) and (records.path.startswith("/") or ".." in records.path.split("/")):
+            raise RecordError("outside-tenant", f"the path {records.path!r} leaves the tenant's directory")
 
 
 def _decision(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:

@@ -64,7 +64,10 @@ def _check_scope(record: Record, command: FlagCommand) -> None:
 
 
 def _next_setting(command: FlagCommand, current: FlagSetting | None, record: Record, now_ms: int) -> FlagSetting:
-    """The setting after ``command``. A kill keeps the rest of the setting, so that reviving restores it."""
+    """The setting after ``command``. A kill keeps the rest of the setting, so that reviving restores it.
+
+    Where nothing was set, a kill leaves a switch alone: reviving must not turn on what nobody has turned on.
+    """
     version = (current.version if current else 0) + 1
     if command.action in (FlagAction.KILL, FlagAction.REVIVE):
         base = current or _new_setting(command, record, version, now_ms)
@@ -87,7 +90,7 @@ def _new_setting(command: FlagCommand, record: Record, version: int, now_ms: int
         command.rollout_per_mille,
         command.salt,
         now_ms,
-        command.action is FlagAction.DELETE,
+        command.action is not FlagAction.SET,
     )
 
 

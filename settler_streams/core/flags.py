@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import mmh3
 
 from settler_streams.core.fold import Value
-from settler_streams.events import FlagScope
+from settler_streams.events import FlagScope, FlagState
 from settler_streams.ids import PLATFORM, TenantId
 
 
 class FlagSetting(Value, frozen=True, array_like=True):
-    """How a flag stands in one scope. ``tenant`` is the platform for a global setting."""
+    """How a flag stands in one scope. ``tenant`` is the platform for a global setting.
+
+    ``deleted`` says that there is no setting here; a kill switch holds all the same.
+    """
 
     flag: str
     scope: FlagScope
@@ -32,6 +35,23 @@ class FlagSetting(Value, frozen=True, array_like=True):
     salt: str
     changed_at_ms: int = 0
     deleted: bool = False
+
+
+def setting_of(tenant: TenantId, state: FlagState) -> FlagSetting:
+    """The setting that a flag's published state tells of."""
+    return FlagSetting(
+        state.flag,
+        state.scope,
+        tenant,
+        state.user_id,
+        state.version,
+        state.enabled,
+        state.killed,
+        state.rollout_per_mille,
+        state.salt,
+        state.changed_at_ms,
+        state.deleted,
+    )
 
 
 class FlagReason(enum.StrEnum):
@@ -91,13 +111,14 @@ class FlagTable:
         scopes: list[tuple[TenantId, str | None]] = [(tenant, None) for tenant in (*chain, PLATFORM)]
         if user_id is not None:
             scopes.insert(0, (chain[0], user_id))
-        found = [s for scope in scopes if (s := self._settings.get((flag, *scope))) is not None and not s.deleted]
+        found = [s for scope in scopes if (s := self._settings.get((flag, *scope))) is not None]
         for setting in found:
             if setting.killed:
                 return Evaluation(False, FlagReason.KILLED, setting.version)
-        if not found:
-            return Evaluation(default, FlagReason.DEFAULT)
-        return _answer(found[0], user_id or chain[0])
+        for setting in found:
+            if not setting.deleted:
+                return _answer(setting, user_id or chain[0])
+        return Evaluation(default, FlagReason.DEFAULT)
 
 
 def _answer(setting: FlagSetting, targeting_key: str) -> Evaluation:

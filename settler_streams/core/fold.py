@@ -29,13 +29,19 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FoldClock(Value, frozen=True, array_like=True):
-    """The fold's ``now``: the greatest LogAppendTime it has seen. It never goes back, not even across a restart."""
+    """Where the fold stands: its ``now`` and its positions, stored with every step.
+
+    ``now_ms`` is the greatest LogAppendTime the fold has seen; it never goes back, not even across a restart.
+    ``positions`` holds the next offset of each input, by declared name. Kafka's committed offsets say the same, but the
+    broker forgets those of a group that was away for a week, and a fold that began anew would decide everything twice.
+    """
 
     now_ms: int
+    positions: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 CLOCK_KEY = "clock/"
-"""Every fold stores its clock under this key."""
+"""Every fold stores where it stands under this key."""
 
 
 @dataclass(frozen=True, slots=True)

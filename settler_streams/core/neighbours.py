@@ -4,9 +4,8 @@ The specification's rule compares with three times the average. Here it is the a
 the **others**: with the tenant itself in the average, three times it could never be exceeded among three tenants, nor
 by a third of all tenants at once.
 
-Usage is summed per partition into event-time windows (``UsageRing``), sent on as partial sums, and merged in one place
-(``MergedUsage``). Merging takes the newest partial of a partition and window, so order and repetition do not matter.
-``step`` then judges one closed window after another.
+Usage is summed in event-time windows (:class:`Windows`); ``step`` judges one closed window after another. How the sums
+come about is told in :mod:`.noise`.
 """
 
 from __future__ import annotations
@@ -45,92 +44,6 @@ class Windows(msgspec.Struct, frozen=True, array_like=True):
     def open_from(self, now_ms: int) -> int:
         """The oldest window that may still change."""
         return (now_ms - self.lateness_ms) // self.width_ms
-
-
-class PartialSum(msgspec.Struct, frozen=True, array_like=True):
-    """One partition's sums of one window. A greater ``revision`` (the partition's log position) replaces a lesser."""
-
-    partition: int
-    window: int
-    revision: int
-    usage: Usage
-
-
-class UsageRing:
-    """One partition's sums, in a fixed number of event-time windows."""
-
-    def __init__(self, partition: int, grid: Windows) -> None:
-        self.partition = partition
-        self.grid = grid
-        self._sums: dict[int, Usage] = {}
-        self._touched: dict[int, None] = {}
-
-    @classmethod
-    def restore(cls, partition: int, grid: Windows, partials: tuple[PartialSum, ...]) -> UsageRing:
-        """Rebuild the ring from the last partial of each window it kept."""
-        ring = cls(partition, grid)
-        for partial in sorted(partials, key=lambda partial: partial.window):
-            ring._sums[partial.window] = {resource: dict(sums) for resource, sums in partial.usage.items()}
-        return ring
-
-    def add(self, tenant: TenantId, resource: str, amount: int, event_ms: int, now_ms: int) -> int:
-        """Count an amount in its window and return the window. Never lost: a time that is too late counts in the oldest
-        open window, one in the future in the present window.
-
-        Raises:
-            InvalidRequestError: an unknown resource or a negative amount.
-        """
-        if resource not in RESOURCES or amount < 0:
-            raise InvalidRequestError(f"cannot count {amount} of {resource!r}; known are {', '.join(RESOURCES)}")
-        oldest = self.grid.open_from(now_ms)
-        window = min(max(event_ms // self.grid.width_ms, oldest), now_ms // self.grid.width_ms)
-        sums = self._sums.setdefault(window, {}).setdefault(resource, {})
-        sums[tenant] = sums.get(tenant, 0) + amount
-        self._touched[window] = None
-        for old in [kept for kept in self._sums if kept <= now_ms // self.grid.width_ms - self.grid.kept]:
-            del self._sums[old]
-        return window
-
-    def drain_partials(self, revision: int) -> tuple[PartialSum, ...]:
-        """The sums of each window touched since the last call, whole, not as differences."""
-        partials = tuple(
-            PartialSum(self.partition, window, revision, {name: dict(sums) for name, sums in usage.items()})
-            for window in sorted(self._touched)
-            if (usage := self._sums.get(window)) is not None
-        )
-        self._touched = {}
-        return partials
-
-
-class MergedUsage:
-    """All partitions' partial sums, at the one place that sees all tenants."""
-
-    def __init__(self, grid: Windows) -> None:
-        self.grid = grid
-        self._partials: dict[tuple[int, int], PartialSum] = {}
-
-    def merge(self, partial: PartialSum) -> bool:
-        """Take a partial sum; False if a newer one of its partition and window is known. Commutative and idempotent."""
-        key = (partial.window, partial.partition)
-        known = self._partials.get(key)
-        if known is not None and known.revision >= partial.revision:
-            return False
-        self._partials[key] = partial
-        return True
-
-    def usage(self, window: int) -> Usage:
-        """Every tenant's sums of one window over all partitions."""
-        merged: Usage = {resource: {} for resource in RESOURCES}
-        for (of_window, _), partial in sorted(self._partials.items()):
-            if of_window == window:
-                for resource, sums in partial.usage.items():
-                    for tenant, amount in sums.items():
-                        merged[resource][tenant] = merged[resource].get(tenant, 0) + amount
-        return merged
-
-    def forget_before(self, window: int) -> None:
-        """Drop windows that have been judged."""
-        self._partials = {key: partial for key, partial in self._partials.items() if key[0] >= window}
 
 
 class NoisePolicy(msgspec.Struct, frozen=True, array_like=True):

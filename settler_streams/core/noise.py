@@ -26,7 +26,7 @@ from settler_streams.events import (
     UsagePartial,
     UsageRecorded,
 )
-from settler_streams.ids import PLATFORM, TenantId
+from settler_streams.ids import PLATFORM, TenantId, canonical_tenant
 
 GRID = Windows(width_ms=2_000, kept=8, lateness_ms=2_000)
 """Windows of two seconds that may be corrected for two more: a verdict on three of five comes within ten seconds."""
@@ -34,6 +34,8 @@ POLICY = NoisePolicy(floors=(20, 2_000_000, 2 * 1_048_576))
 """Floors per window of two seconds: ten requests a second, one executor kept busy, 1 MiB/s."""
 TICK_MS = 1_000
 """A partition sends a window's last sums with the tick after it; the detector waits that long before it judges."""
+COUNT_MAX = 2**63 - 1
+"""What an event can hold; a sum stops there, which is far beyond every floor and changes no verdict."""
 CHUNK_TENANTS_MAX = 4_000
 """Tenants in one partial: about 600 kB of JSON, within the 1 MiB message limit."""
 
@@ -45,21 +47,34 @@ class WindowSum(Value, frozen=True, array_like=True):
     requests: int = 0
     worker_us: int = 0
     storage_bytes: int = 0
+    changed_in: int = 0
+    """The round of partials that will tell this change."""
+
+
+class Rounds(Value, frozen=True, array_like=True):
+    """How many rounds of partials have been sent."""
+
+    sent: int
 
 
 class NoisyNeighbour:
-    """One partition's sums; state keys are ``sum/<window>/<tenant>``."""
+    """One partition's sums; state keys are ``sum/<window>/<tenant>``, and ``rounds/``."""
 
-    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "sum": WindowSum}
+    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "sum": WindowSum, "rounds": Rounds}
 
     def __init__(self, state: State, partition: int) -> None:
         self._state = state
         self._partition = partition
+        rounds = value_of(state, "rounds/", Rounds)
+        self._round = rounds.sent if rounds else 0
         self._tenants: dict[int, dict[TenantId, None]] = {}
-        for key in sorted(key for key in state if key.startswith("sum/")):
-            _, window, tenant = key.split("/")
-            self._tenants.setdefault(int(window), {})[TenantId(tenant)] = None
-        self._unsent = set(self._tenants)
+        self._unsent: set[int] = set()
+        for key, value in state.items():
+            if isinstance(value, WindowSum):
+                _, window, tenant = key.split("/")
+                self._tenants.setdefault(int(window), {})[TenantId(tenant)] = None
+                if value.changed_in == self._round:
+                    self._unsent.add(int(window))
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Count one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
@@ -79,19 +94,22 @@ class NoisyNeighbour:
 
     def _add(self, record: Record, event_ms: int, now_ms: int, **amounts: int) -> Outcome:
         """Count an amount in its window: too late counts in the oldest open one, the future in the present one."""
-        tenant = record.event.tenantid
+        tenant, root = record.event.tenantid, _root_of(record)
         window = min(max(event_ms // GRID.width_ms, GRID.open_from(now_ms)), now_ms // GRID.width_ms)
         key = f"sum/{window}/{tenant}"
-        before = value_of(self._state, key, WindowSum) or WindowSum(TenantId(record.key))
+        before = value_of(self._state, key, WindowSum) or WindowSum(root)
         self._tenants.setdefault(window, {})[tenant] = None
         self._unsent.add(window)
-        grown = {resource: getattr(before, resource) + amount for resource, amount in amounts.items()}
-        return Outcome({key: msgspec.structs.replace(before, **grown)})
+        grown = {name: min(getattr(before, name) + amount, COUNT_MAX) for name, amount in amounts.items()}
+        return Outcome({key: msgspec.structs.replace(before, changed_in=self._round, **grown)})
 
     def _tick(self, record: Record, now_ms: int) -> Outcome:
         emits = [emit for window in sorted(self._unsent) for emit in self._partials(window, record.offset)]
-        self._unsent.clear()
         changes: dict[str, Value | None] = {}
+        if self._unsent:
+            self._unsent.clear()
+            self._round += 1
+            changes["rounds/"] = Rounds(self._round)
         for window in [w for w in self._tenants if w <= now_ms // GRID.width_ms - GRID.kept]:
             changes.update(dict.fromkeys((f"sum/{window}/{tenant}" for tenant in self._tenants.pop(window)), None))
         return Outcome(changes, tuple(emits))
@@ -122,6 +140,14 @@ class NoisyNeighbour:
             worker_us=value.worker_us,
             storage_bytes=value.storage_bytes,
         )
+
+
+def _root_of(record: Record) -> TenantId:
+    """The key, if it can be a root: one that is none would spoil the partial of every tenant beside it."""
+    try:
+        return canonical_tenant(record.key)
+    except ValueError as error:
+        raise RecordError("foreign-tenant", f"the key {record.key[:100]!r} is no tenant") from error
 
 
 class Partial(Value, frozen=True, array_like=True):
@@ -193,7 +219,7 @@ class NoisyDetector:
         last_closed = GRID.open_from(now_ms - TICK_MS) - 1
         if last_closed <= self._judged:
             return NOTHING
-        first = max(self._judged + 1, min(self._partials, default=last_closed), last_closed - POLICY.of - POLICY.quiet)
+        first = max(self._judged + 1, last_closed - POLICY.of - POLICY.quiet)
         watches = self._watches()
         roots = {tenant: value.root for (_, tenant), value in watches.items()}
         since = {key: value.noisy_since_ms for key, value in watches.items()}
@@ -258,9 +284,9 @@ def _signal(
             resource=verdict.resource,
             window_start_ms=start_ms,
             window_ms=GRID.width_ms,
-            used=verdict.usage,
-            others_average=verdict.others_average,
-            ratio_per_mille=verdict.ratio_per_mille,
+            used=min(verdict.usage, COUNT_MAX),
+            others_average=min(verdict.others_average, COUNT_MAX),
+            ratio_per_mille=None if verdict.ratio_per_mille is None else min(verdict.ratio_per_mille, COUNT_MAX),
             tenants=len(roots),
         )
     else:

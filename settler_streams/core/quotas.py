@@ -22,12 +22,18 @@ from settler_streams.core.token_bucket import (
     full,
     take_all,
 )
-from settler_streams.events import QuotaType, RejectReason, TenantStatus, TenantTier
+from settler_streams.errors import RecordError
+from settler_streams.events import QuotaThreshold, QuotaType, RejectReason, TenantStatus, TenantTier
 from settler_streams.ids import TenantId
 from settler_streams.tiers import Tiers
 
 THRESHOLDS_PERCENT = (80, 90, 100)
 """A signal is sent when use reaches each of these, once per window."""
+
+COUNT_MAX = 2**63 - 1
+"""What a count in an event can hold."""
+BURST_MAX = 10**9
+"""A bucket's level is stored in 64 bits; the tiers allow no greater burst either."""
 
 
 class Tenant(Value, frozen=True, array_like=True):
@@ -54,6 +60,23 @@ class Usage(Value, frozen=True, array_like=True):
     requests: int = 0
     signalled: dict[QuotaType, int] = msgspec.field(default_factory=dict)
     """The highest threshold already signalled per quota."""
+    changed_in: int = 0
+    """The round of usage reports that will tell this change."""
+
+
+class Reports(Value, frozen=True, array_like=True):
+    """How many rounds of usage reports have been sent; a usage that changed in the present one is reported next."""
+
+    rounds: int
+
+
+class Reservation(Value, frozen=True, array_like=True):
+    """An admitted, unfinished job."""
+
+    tenant: TenantId
+    chain: tuple[TenantId, ...]
+    admitted_at_ms: int
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +174,38 @@ def release(usage: Usage) -> Usage:
 
 
 def record_storage(usage: Usage, delta_bytes: int) -> Usage:
-    """Storage taken (positive) or given back; it never falls below zero."""
-    return msgspec.structs.replace(usage, storage_bytes=max(0, usage.storage_bytes + delta_bytes))
+    """Storage taken (positive) or given back; it never falls below zero.
+
+    Raises:
+        RecordError: ``out-of-range``; the sum needs more than 64 bits.
+    """
+    return msgspec.structs.replace(usage, storage_bytes=_total(usage.storage_bytes, delta_bytes))
 
 
 def record_domains(usage: Usage, delta: int) -> Usage:
-    """Custom domains added (positive) or removed; never below zero."""
-    return msgspec.structs.replace(usage, domains=max(0, usage.domains + delta))
+    """Custom domains added (positive) or removed; never below zero.
+
+    Raises:
+        RecordError: ``out-of-range``; the sum needs more than 64 bits.
+    """
+    return msgspec.structs.replace(usage, domains=_total(usage.domains, delta))
+
+
+def _total(used: int, delta: int) -> int:
+    total = max(0, used + delta)
+    if total > COUNT_MAX:
+        raise RecordError("out-of-range", f"{used} and {delta} more are beyond 64 bits")
+    return total
 
 
 def with_bucket(usage: Usage, bucket: Bucket) -> Usage:
     """The same usage with another bucket."""
     return msgspec.structs.replace(usage, bucket=bucket)
+
+
+def in_round(usage: Usage, reports: int) -> Usage:
+    """The same usage, changed in this round of usage reports."""
+    return msgspec.structs.replace(usage, changed_in=reports)
 
 
 def tokens_left(usage: Usage, limits: Limits, now_ms: int) -> int:
@@ -179,6 +222,17 @@ def used_of(usage: Usage, quota: QuotaType) -> int:
         QuotaType.STORAGE: usage.storage_bytes,
         QuotaType.CUSTOM_DOMAINS: usage.domains,
     }.get(quota, 0)
+
+
+def threshold(usage: Usage, limits: Limits, quota: QuotaType, percent: int) -> QuotaThreshold:
+    """The signal that ``percent`` of ``quota`` is reached."""
+    return QuotaThreshold(
+        quota=quota,
+        percent=percent,
+        used=used_of(usage, quota),
+        limit=limits.by_quota[quota],
+        window_start_ms=usage.month_start_ms if quota is QuotaType.MONTHLY_RECONCILIATIONS else 0,
+    )
 
 
 def crossed_thresholds(usage: Usage, limits: Limits) -> tuple[Usage, list[tuple[QuotaType, int]]]:

@@ -44,6 +44,8 @@ LEASE_MS = 10_000
 """An executor that has not been heard of for this long is gone; it sends a heartbeat every two seconds."""
 ATTEMPTS_MAX = 5
 """A job whose attempts were all lost to executors is given up: it is more likely the cause than the victim."""
+MEASURED_US_MAX = 30 * 86_400_000_000
+"""What one attempt is charged at most, thirty days: tags are stored in 64 bits, and a report may say anything."""
 RETRIED_REASONS = frozenset({"unavailable", "worker_crashed"})
 """Failures that another attempt may not meet; every other failure is the job's result."""
 _PRIORITY = {
@@ -177,13 +179,15 @@ class Scheduler:
         queued, job = self._queue.job(job_id), self._job(job_id)
         if queued is None or job is None:
             return
-        if report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS and queued.attempt < ATTEMPTS_MAX:
-            if self._queue.requeue(job_id, report.attempt, report.worker_us):
+        measured_us = min(report.worker_us, MEASURED_US_MAX)
+        retried = report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS
+        if retried and (report.attempt < queued.attempt or queued.attempt < ATTEMPTS_MAX):
+            if self._queue.requeue(job_id, report.attempt, measured_us):
                 self._roster.released(job_id)
             return
         placement = self._roster.placement(job_id)
         self._roster.released(job_id)
-        self._queue.finished(job_id, report.worker_us)
+        self._queue.finished(job_id, measured_us)
         result = JobFinished(
             job_id=job_id,
             status=report.status,
@@ -194,7 +198,7 @@ class Scheduler:
             worker_us=report.worker_us,
             matches=report.matches,
             unmatched=report.unmatched,
-            executor=placement.executor if placement else "",
+            executor=placement.executor if placement and placement.incarnation == report.incarnation else "",
             reason=report.reason,
             detail=report.detail,
         )

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
+
 from settler_streams.adapters.kafka import broker
 from settler_streams.adapters.postgres.migrations import migrate
-from settler_streams.dev.stack import ChildProcess, EmbeddedStack, ports
+from settler_streams.dev.stack import ChildProcess, EmbeddedStack, ProcessRef, ports
 from settler_streams.dev.stack.folders import make_folder
-from settler_streams.dev.stack.process import accepts
+from settler_streams.dev.stack.process import START_TIME_SLACK_S, accepts, end_all
 from settler_streams.dev.stack.stack import PartStatus
 from settler_streams.dev.stack.state import State, StateFile, locked
 from settler_streams.errors import UnavailableError
@@ -29,6 +31,8 @@ READY_S_MAX = 90.0
 """A worker joins one consumer group per role; on two busy cores that has taken half a minute."""
 STOP_S_MAX = 40.0
 """An executor lets running attempts finish for twenty seconds, then leaves; a worker needs less."""
+ORPHAN_S_MAX = 5.0
+"""Children of a killed process have nobody left to work for; they need no time to finish."""
 RESTARTS_MAX = 5
 """A process that has ended this often ends again: the reason is not chance, and somebody has to look."""
 PROCESSES_MAX = 16
@@ -138,6 +142,16 @@ class LocalSystem:
         ]
         return SystemStatus(self.stack.status(), processes, self._with_ports(self.stack.settings, state))
 
+    @property
+    def settings(self) -> Settings:
+        """The settings that reach the system, from what is stored; they mean something while it runs."""
+        return self._with_ports(self.stack.settings, self._load())
+
+    @property
+    def taken_down(self) -> bool:
+        """Whether somebody has stopped it: no process of ours is wanted any more."""
+        return not self._load().processes
+
     def restart_ended(self) -> list[str]:
         """Start the processes again that have ended by themselves; returns their names.
 
@@ -170,6 +184,8 @@ class LocalSystem:
         )
         # The process's own environment first: it holds PATH and HOME, which libraries look for.
         environ = {**self._environ, **given.environment()}
+        if (former := state.processes.get(name)) is not None:
+            end_orphans(former)
         command = [sys.executable, "-m", "settler_streams.cli.main", _kind(name)]
         child = ChildProcess(name, command, log=self._home / f"{name}.log", cwd=self._home, environ=environ)
         state.processes[name] = child.start()
@@ -191,7 +207,8 @@ class LocalSystem:
         for future in futures:
             future.result()
         for name in names:
-            state.processes.pop(name, None)
+            if (former := state.processes.pop(name, None)) is not None:
+                end_orphans(former)
         self._file.save(state)
 
     def _load(self) -> State:
@@ -234,6 +251,27 @@ async def prepare(settings: Settings) -> tuple[list[str], list[broker.Difference
         declared = load_topology().declared(settings.deployment)
         changes = await broker.apply(client, declared, settings.kafka_replication_factor)
     return migrations, changes
+
+
+def end_orphans(former: ProcessRef) -> None:
+    """End what a process that was killed has left behind: each of ours leads a session, and its children stay in it.
+
+    Does nothing while the process lives, or once its pid belongs to another.
+    """
+    try:
+        holder = psutil.Process(former.pid)
+        if former.find() is not None or abs(holder.create_time() - former.started_s) > START_TIME_SLACK_S:
+            return
+    except psutil.NoSuchProcess:
+        pass  # reaped; otherwise it is a zombie here
+    end_all((one for one in psutil.process_iter() if _session_of(one.pid) == former.pid), deadline_s=ORPHAN_S_MAX)
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:  # it has ended, or is none of ours
+        return None
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

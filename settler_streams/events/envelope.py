@@ -90,6 +90,8 @@ _ENVELOPES: dict[type[Part], type[Envelope[Part]]] = {
 _BY_TYPE = {body.event_type: struct for body, struct in _ENVELOPES.items()}
 _DECODER: msgspec.json.Decoder[Envelope[Part]] = msgspec.json.Decoder(Union[tuple(_ENVELOPES.values())])  # noqa: UP007
 _ENCODER = msgspec.json.Encoder()
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""No JSON, no UTF-8, or nested deeper than the decoder follows: whoever sends such a record must not stop a worker."""
 
 
 def envelope(
@@ -120,7 +122,7 @@ def decode(value: bytes | None) -> Envelope[Part]:
         return _DECODER.decode(value)
     except msgspec.ValidationError as error:
         raise RecordError(*_explain(value, error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise RecordError("not-json", str(error)) from error
 
 
@@ -141,8 +143,8 @@ def _explain(value: bytes, error: msgspec.ValidationError) -> tuple[str, str]:
     """Tell an unknown type or version from a body that breaks its schema."""
     try:
         head = msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        return "not-json", str(error)
+    except _UNREADABLE as unreadable:
+        return "not-json", str(unreadable)
     event_type = head.get("type") if isinstance(head, dict) else None
     if isinstance(event_type, str) and event_type not in _BY_TYPE:
         return "unknown-type", f"no event type {event_type[:200]!r} is known here"

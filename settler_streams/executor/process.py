@@ -22,9 +22,11 @@ import aiokafka
 import structlog
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
+from settler_streams.adapters.kafka import dead_letter_form
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.results import write_results
-from settler_streams.errors import Disposition, SettlerError
+from settler_streams.core.scheduler import LEASE_MS
+from settler_streams.errors import Disposition, OutsideTenantError, RecordError, SettlerError, UnavailableError
 from settler_streams.events import (
     CONTENT_TYPE,
     AttemptFinished,
@@ -40,7 +42,7 @@ from settler_streams.events import (
     envelope,
 )
 from settler_streams.executor.requests import RequestReader
-from settler_streams.executor.work import AttemptRows, run_job, warm_up
+from settler_streams.executor.work import AttemptRows, end_with_parent, run_job, warm_up
 from settler_streams.ids import PLATFORM, JobId, TenantId, uuid7
 from settler_streams.settings import Settings
 from settler_streams.signals import stop_on_signals
@@ -144,10 +146,15 @@ class Executor:
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
 
     async def _heartbeats(self) -> None:
+        """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation."""
+        renewed_s = time.monotonic()
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            if time.monotonic() - renewed_s > LEASE_MS / 1000:
+                raise UnavailableError(f"no heartbeat for more than {LEASE_MS} ms: the lease of {self._name} has ended")
             running = tuple(sorted(self._running))
             await self._report(ExecutorHeartbeat(executor=self._name, incarnation=self._incarnation, running=running))
+            renewed_s = time.monotonic()
 
     async def _follow(self) -> None:
         async for record in self._dispatches:
@@ -193,20 +200,38 @@ class Executor:
         await self._report(finished, tenant, traceparent)
 
     async def _compute(self, tenant: TenantId, job_id: JobId, dispatch: JobDispatched) -> AttemptRows:
-        request = await self._reader.read(tenant, job_id, dispatch.request)
+        request, record = await self._reader.read(tenant, job_id, dispatch.request)
         loop = asyncio.get_running_loop()
         processes = self._processes
         try:
             return await loop.run_in_executor(processes, run_job, request, tenant, self._settings.record_sets_dir)
+        except OutsideTenantError as error:
+            await self._dead_letter(record, RecordError("outside-tenant", str(error)))
+            raise
         except BrokenProcessPool:
             if self._processes is processes:
                 self._processes = self._new_processes()
             raise
 
+    async def _dead_letter(self, record: ConsumerRecord[bytes, bytes], error: RecordError) -> None:
+        """Keep a request that tried to leave its tenant's directory, for whoever looks into it.
+
+        It is written before the attempt is reported: a crash in between may repeat it, and never loses it.
+        """
+        headers = dead_letter_form.headers(record, "executor", error, time.time_ns() // 1_000_000)
+        topic = full_name(self._settings.deployment, "dead-letters")
+        partition = record.partition % self._topology.partitions("dead-letters")
+        async with asyncio.timeout(SEND_DEADLINE_S):
+            await self._producer.send_and_wait(
+                topic, record.value, key=record.key, partition=partition, headers=headers
+            )
+
     def _new_processes(self) -> concurrent.futures.ProcessPoolExecutor:
         # Spawned, not forked: Polars' threads do not survive a fork.
         return concurrent.futures.ProcessPoolExecutor(
-            max_workers=self._workers, mp_context=multiprocessing.get_context("spawn")
+            max_workers=self._workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=end_with_parent,
         )
 
     def _finished(
@@ -257,6 +282,8 @@ def _explained(error: Exception) -> tuple[str, str]:
     """What the report says of a failed attempt: a reason, and a detail that the tenant may read."""
     if isinstance(error, BrokenProcessPool):
         return "worker_crashed", str(error)
+    if isinstance(error, OutsideTenantError):
+        return "outside_tenant", str(error)
     if not isinstance(error, SettlerError):
         return "failed", f"unexpected {type(error).__name__}; the executor's log has the rest"
     reasons = {Disposition.REFUSE: "invalid_request", Disposition.RETRY: "unavailable"}

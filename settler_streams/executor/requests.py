@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 import aiokafka
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams.errors import RecordError, UnavailableError
 from settler_streams.events import Envelope, JobRequested, Part, RecordRef, decode
@@ -16,6 +17,13 @@ from settler_streams.topology import full_name
 
 READ_DEADLINE_S = 30.0
 """Longest wait for one request; a broker that is up answers within milliseconds."""
+
+
+class StoredRequest(NamedTuple):
+    """A request, and the record that it was read from."""
+
+    body: JobRequested
+    record: ConsumerRecord[bytes, bytes]
 
 
 class RequestReader:
@@ -40,7 +48,7 @@ class RequestReader:
         """Disconnect."""
         await self._consumer.stop()
 
-    async def read(self, tenant: TenantId, job_id: JobId, ref: RecordRef) -> JobRequested:
+    async def read(self, tenant: TenantId, job_id: JobId, ref: RecordRef) -> StoredRequest:
         """The request of ``job_id``.
 
         Raises:
@@ -59,7 +67,7 @@ class RequestReader:
             raise UnavailableError(f"request of job {job_id} could not be read: {error!r}") from error
         if record.offset != ref.offset:
             raise RecordError("request-gone", f"{tp.topic}-{tp.partition}@{ref.offset} is no longer in the log")
-        return _checked(decode(record.value), tenant, job_id)
+        return StoredRequest(_checked(decode(record.value), tenant, job_id), record)
 
 
 def _checked(event: Envelope[Part], tenant: TenantId, job_id: JobId) -> JobRequested:

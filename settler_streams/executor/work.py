@@ -5,9 +5,12 @@ Runs in a child process of the executor: the work is bound by the processor, and
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
@@ -39,6 +42,18 @@ class AttemptRows:
 def warm_up() -> int:
     """Called once in each child process, so that its imports are not part of the first job. Returns its pid."""
     return os.getpid()
+
+
+def end_with_parent() -> None:
+    """Run once in each child process: when the executor is killed, its children must not go on without it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True, name="parent watch").start()
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def run_job(request: JobRequested, tenant: TenantId, record_sets_dir: Path) -> AttemptRows:

@@ -36,6 +36,7 @@ class Gateway:
     directory: TenantDirectory
     flags: FeatureFlagService
     decisions: JobDecisions
+    relay: OutboxRelay
     limiter: ValkeyRateLimiter
     api_keys: ApiKeys
     queue: PrioritizedQueue
@@ -76,6 +77,7 @@ class Gateway:
                 directory=directory,
                 flags=flags,
                 decisions=decisions,
+                relay=relay,
                 limiter=limiter,
                 api_keys=ApiKeys(pool),
                 queue=PrioritizedQueue(publisher, directory),

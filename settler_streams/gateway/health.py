@@ -44,6 +44,8 @@ async def metrics(request: Request) -> Response:
 async def _missing(gateway: Gateway) -> list[str]:
     feeds = (gateway.directory.feed, gateway.flags.feed, gateway.decisions.feed)
     missing = [f"feed of {feed.topic}" for feed in feeds if feed.stale]
+    if not gateway.relay.running:
+        missing.append("outbox relay")
     try:
         async with asyncio.timeout(PROBE_DEADLINE_S), gateway.pool.platform() as tx:
             await tx.fetchval(queries.ANSWERS)

@@ -47,6 +47,9 @@ async def submit(request: Request) -> Response:
     1. Validate the body by the schema of ``settler.job.requested.v1``.
     2. A repeated key of a job that was decided gets that decision again.
     3. Listen for the decision, publish the request, wait up to :data:`DECISION_WITHIN_S`.
+
+    A repeated key is recognised for as long as the database knows the job, and until it does, by this process and by
+    admission's window of ten minutes. One job has one decision: after a refusal, another key asks anew.
     """
     gateway, principal = gateway_of(request), principal_of(request)
     asked = read_event(JobRequested, await request.body())
@@ -58,7 +61,7 @@ async def submit(request: Request) -> Response:
         job_id = JobId(event_id_of(tenant_id, key))
         known = gateway.decisions.get(tenant_id, job_id) or _decision_of(await _read(request, job_id))
         if known is not None:
-            return _answer(job_id, known)
+            return _answer(job_id, known, repeated=True)
     with gateway.decisions.expect(tenant_id, job_id) as decision:
         await gateway.queue.add(QueueItem(tenant_id=tenant_id, job_id=job_id, request=asked), asked.priority)
         await asyncio.wait([decision], timeout=DECISION_WITHIN_S)
@@ -91,12 +94,12 @@ async def cancel(request: Request) -> Response:
 
 async def matches(request: Request) -> Response:
     """GET /v1/jobs/{id}/matches."""
-    return await _page(request, queries.READ_MATCHES)
+    return await _page(request, queries.READ_MATCHES, "match_no")
 
 
 async def unmatched(request: Request) -> Response:
     """GET /v1/jobs/{id}/unmatched."""
-    return await _page(request, queries.READ_UNMATCHED)
+    return await _page(request, queries.READ_UNMATCHED, "row_no")
 
 
 async def report(request: Request) -> Response:
@@ -108,8 +111,8 @@ async def report(request: Request) -> Response:
     return JSONResponse({"items": [dict(row) for row in rows]})
 
 
-async def _page(request: Request, query: str) -> Response:
-    """A page of result rows, and the cursor of the next one when there is one."""
+async def _page(request: Request, query: str, number: str) -> Response:
+    """A page of result rows, and when there are more its last ``number``, which is the cursor of the next one."""
     job_id, tenant_id = _job_id(request), principal_of(request).tenant_id
     limit = read_integer(request, "limit", PAGE_ROWS, least=1, most=PAGE_ROWS_MAX)
     after = read_integer(request, "cursor", -1, least=-1, most=ROW_NO_MAX)
@@ -119,7 +122,7 @@ async def _page(request: Request, query: str) -> Response:
     items = [dict(row) for row in rows[:limit]]
     body: dict[str, Any] = {"items": items}
     if len(rows) > limit:
-        body["next_cursor"] = str(items[-1]["row_no"])
+        body["next_cursor"] = str(items[-1][number])
     return JSONResponse(body)
 
 
@@ -169,13 +172,14 @@ def _decision_of(row: asyncpg.Record | None) -> JobDecided | None:
     return msgspec.convert(fields, JobDecided)
 
 
-def _answer(job_id: JobId, decision: JobDecided | None) -> Response:
+def _answer(job_id: JobId, decision: JobDecided | None, *, repeated: bool = False) -> Response:
+    """202, or the refusal. ``repeated`` in the body: decided before, so nothing more will be announced about it."""
     location = f"/v1/jobs/{job_id}"
     if decision is None:
         return JSONResponse({"job_id": job_id, "status": "pending"}, 202, headers={"Location": location})
     told = msgspec.to_builtins(decision)
     if decision.admitted:
-        body = {"job_id": job_id, "status": "admitted", "decision": told}
+        body = {"job_id": job_id, "status": "admitted", "decision": told, "repeated": repeated}
         return JSONResponse(body, 202, headers={"Location": location})
     return _refusal(job_id, decision, told)
 

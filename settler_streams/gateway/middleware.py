@@ -10,18 +10,14 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.adapters.valkey.rate_limit import BURST_MAX, RATE_MAX, Limit, RateVerdict
 from settler_streams.core.quotas import Limits
 from settler_streams.errors import UnavailableError
 from settler_streams.events import TenantStatus
 from settler_streams.gateway.gateway import Gateway
-from settler_streams.gateway.metrics import (
-    ANONYMOUS,
-    HTTP_REQUEST_DURATION_SECONDS,
-    HTTP_REQUESTS_TOTAL,
-    TENANT_RATE_LIMIT_HITS_TOTAL,
-)
 from settler_streams.gateway.problems import problem, quota_exceeded, unauthenticated, unavailable
+from settler_streams.ids import PLATFORM
 from settler_streams.services import AuthenticationError, Principal
 
 log = structlog.get_logger(__name__)
@@ -72,12 +68,11 @@ class ObservationMiddleware:
             raise
         finally:
             principal = scope["state"].get("principal")
-            tenant = principal.tenant_id if principal is not None else ANONYMOUS
+            tenant = principal.tenant_id if principal is not None else PLATFORM
             method = scope["method"] if scope["method"] in METHODS else "OTHER"
             route = self._route_of(scope)
-            HTTP_REQUESTS_TOTAL.labels(tenant, method, route, str(status)).inc()
-            if scope["path"] not in UNBOUNDED_PATHS:
-                HTTP_REQUEST_DURATION_SECONDS.labels(tenant, method, route).observe(time.monotonic() - started_s)
+            seconds = None if scope["path"] in UNBOUNDED_PATHS else time.monotonic() - started_s
+            METRICS.http_request(method, route, status, seconds, tenant)
 
 
 class BoundsMiddleware:
@@ -138,10 +133,18 @@ class TenantMiddleware:
             await problem(403, "the API key speaks for another tenant than the header names")(scope, receive, send)
             return
         scope["state"]["principal"] = principal
-        if principal.status is not TenantStatus.ACTIVE and scope["method"] not in ("GET", "HEAD"):
-            await problem(403, "the tenant is suspended")(scope, receive, send)
+        if scope["method"] not in ("GET", "HEAD") and not self._active(principal):
+            await problem(403, "the tenant or one of its parents is suspended")(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _active(self, principal: Principal) -> bool:
+        """Whether the tenant, as stored, and its parents, as last heard of, may change anything."""
+        directory = self._gateway.directory
+        parents = (directory.get(member) for member in directory.chain(principal.tenant_id)[1:])
+        return principal.status is TenantStatus.ACTIVE and all(
+            parent is None or parent.status is TenantStatus.ACTIVE for parent in parents
+        )
 
 
 class QuotaMiddleware:
@@ -168,7 +171,7 @@ class QuotaMiddleware:
         if verdict.allowed:
             await self._app(scope, receive, labelled)
             return
-        TENANT_RATE_LIMIT_HITS_TOTAL.labels(principal.tenant_id, HTTP_POLICY).inc()
+        METRICS.rate_limited(principal.tenant_id)
         wait_ms = NEVER_RETRY_MS if verdict.retry_after_ms is None else verdict.retry_after_ms
         told = f"more than {verdict.limit.rate_per_minute} requests a minute"
         await quota_exceeded(told, HTTP_POLICY, wait_ms)(scope, receive, labelled)

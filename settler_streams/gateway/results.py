@@ -10,8 +10,8 @@ import asyncio
 import datetime as dt
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiokafka
@@ -108,21 +108,25 @@ class ResultStream(Response):
                 await unavailable(str(error))(scope, receive, send)
 
     async def _stream(self, consumer: aiokafka.AIOKafkaConsumer, send: Send, gone: asyncio.Task[None]) -> None:
-        beat_s = 0.0
-        while not gone.done() and not self._gateway.draining.is_set():
-            text = ""
+        text, beat_s = await self._position(consumer), time.monotonic()
+        while True:
+            if text:
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            if gone.done() or self._gateway.draining.is_set():
+                break
             try:
                 batches: dict[TopicPartition, list[Any]] = await consumer.getmany(self._tp, timeout_ms=POLL_MS)
+                text = "".join(self._message(record) for records in batches.values() for record in records)
                 if time.monotonic() - beat_s > HEARTBEAT_S:
-                    beat_s = time.monotonic()
-                    text = f"id: {await consumer.position(self._tp) - 1}\n\n" if not batches else ""
+                    text, beat_s = text + await self._position(consumer), time.monotonic()
             except KafkaError as error:
                 log.warning("event stream ended", tenant=self._tenant_id, error=repr(error))
                 break
-            text += "".join(self._message(record) for records in batches.values() for record in records)
-            if text:
-                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _position(self, consumer: aiokafka.AIOKafkaConsumer) -> str:
+        """A message without data: everything up to this id has been read."""
+        return f"id: {await consumer.position(self._tp) - 1}\n\n"
 
     def _message(self, record: Any) -> str:
         """One event; nothing for a record of another tenant that shares the partition."""
@@ -169,19 +173,16 @@ class ResultStream(Response):
                 consumer.seek(self._tp, end)
 
 
-class _counted:  # noqa: N801 - reads as a context manager where it is used
-    """Counts an open stream while it is open."""
-
-    def __init__(self, streams: dict[str, int], tenant_id: TenantId) -> None:
-        self._streams, self._tenant_id = streams, tenant_id
-
-    def __enter__(self) -> None:
-        self._streams[self._tenant_id] = self._streams.get(self._tenant_id, 0) + 1
-
-    def __exit__(self, *_outcome: object) -> None:
-        left = self._streams.pop(self._tenant_id) - 1
+@contextmanager
+def _counted(streams: dict[str, int], tenant_id: TenantId) -> Iterator[None]:
+    """Count an open stream while it is open."""
+    streams[tenant_id] = streams.get(tenant_id, 0) + 1
+    try:
+        yield
+    finally:
+        left = streams.pop(tenant_id) - 1
         if left:
-            self._streams[self._tenant_id] = left
+            streams[tenant_id] = left
 
 
 async def _disconnected(receive: Receive) -> None:

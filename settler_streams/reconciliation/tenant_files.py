@@ -13,7 +13,7 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from settler_streams.errors import InvalidRequestError
+from settler_streams.errors import InvalidRequestError, OutsideTenantError
 from settler_streams.ids import canonical_tenant
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def read_tenant_file(tenant: TenantId, record_sets_dir: Path, path: str, *, byte
     Symbolic links are followed as long as they stay inside the tenant's directory, which must not be a link itself.
 
     Raises:
-        InvalidRequestError: the path is absolute, climbs with ``..``, holds a NUL, leaves the tenant's directory,
-            does not name a regular file, or the file is larger than ``bytes_max``. The message repeats the path as
-            it was given and never says what lies outside.
+        OutsideTenantError: the path is absolute, climbs with ``..``, holds a NUL, or leaves the tenant's directory.
+        InvalidRequestError: it does not name a regular file, or the file is larger than ``bytes_max``. The message
+            repeats the path as it was given and never says what lies outside.
     """
     relative = _checked(path)
     try:
@@ -43,7 +43,7 @@ def read_tenant_file(tenant: TenantId, record_sets_dir: Path, path: str, *, byte
         # strict: a missing file or a loop of links fails here.
         resolved = Path(os.path.realpath(root / relative, strict=True))
         if not resolved.is_relative_to(root):
-            raise InvalidRequestError(f"path {path!r} is not inside the tenant's directory")
+            raise OutsideTenantError(f"path {path!r} is not inside the tenant's directory")
         descriptor = _open_below(root, resolved.relative_to(root))
     except (OSError, ValueError) as error:
         raise InvalidRequestError(f"path {path!r} cannot be opened in the tenant's directory") from error
@@ -61,7 +61,7 @@ def read_tenant_file(tenant: TenantId, record_sets_dir: Path, path: str, *, byte
 def _checked(path: str) -> PurePosixPath:
     relative = PurePosixPath(path)
     if not path or "\0" in path or relative.is_absolute() or ".." in relative.parts or not relative.parts:
-        raise InvalidRequestError(f"path {path!r} is not a relative path below the tenant's directory")
+        raise OutsideTenantError(f"path {path!r} is not a relative path below the tenant's directory")
     return relative
 
 

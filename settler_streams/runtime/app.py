@@ -65,6 +65,7 @@ class FoldApp(faust.App):
 
     def __init__(
         self,
+        role: str,
         group: str,
         *,
         bootstrap_servers: str,
@@ -91,6 +92,7 @@ class FoldApp(faust.App):
             broker_max_poll_interval=300.0,
             consumer_max_fetch_size=4 * 1024 * 1024,
         )
+        self.role = role
         self.input_topics = input_topics
         self.partitions = partitions
         self.output_topics = output_topics or {}

@@ -26,6 +26,7 @@ from settler_streams.adapters.postgres.projection import PositionMove, Refused, 
 from settler_streams.core.fold import Record
 from settler_streams.errors import RecordError, StateError, UnavailableError
 from settler_streams.runtime.intake import Intake, Raw, key_of, traceparent_of
+from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records
 from settler_streams.topology import Projection, Topology, full_name
 
@@ -118,6 +119,7 @@ class ProjectionStep:
         self._session = session
         self._records = records
         self._effects: dict[TopicPartition, list[Sequence[Effect]]] = {tp: [] for tp in records}
+        self._observation = Observation(session.spec.declared.role, session.partition)
         self._refused: list[tuple[Raw, RecordError]] = []
         self._raw: Raw | None = None
         self._current: list[Sequence[Effect]] = []
@@ -134,6 +136,7 @@ class ProjectionStep:
             await self._dead_letter(raw, reason)
         for tp, effects in self._effects.items():
             await self._write(tp, effects)
+        self._observation.committed(sum(len(raws) for raws in self._records.values()))
 
     def decode(self) -> Iterator[Record]:
         """The batch's records in order; what cannot be decoded becomes a dead letter."""
@@ -195,6 +198,7 @@ class ProjectionStep:
 
     async def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         spec = self._session.spec
+        self._observation.dead_letter(error.reason)
         partition = raw.partition % spec.topology.partitions("dead-letters")
         headers = deadletters.headers(raw, spec.declared.role, error, raw.timestamp)
         try:

@@ -55,6 +55,9 @@ class FoldId:
         """The same for every owner of this fold, so that a new owner fences the old one."""
         return f"{self.deployment}.{self.role}-{self.partition}"
 
+    def __str__(self) -> str:
+        return self.transactional_id
+
 
 @dataclass(frozen=True, slots=True)
 class FoldSpec:
@@ -101,13 +104,13 @@ class Session:
         """Take the fold over.
 
         1. create the producer: fences the former owner and settles its transaction;
-        2. read the committed offsets: they can no longer move behind our back;
-        3. load the state from the changelog, ``read_committed``, up to its end;
+        2. load the state from the changelog, ``read_committed``, up to its end: it can no longer move behind our back;
+        3. take the positions from it, and hold Kafka's committed offsets against them;
         4. build the logic from the state.
 
         Raises:
             UnavailableError: Kafka did not answer in time.
-            StateError: an offset lies outside its log, or a changelog record cannot be read.
+            StateError: a position lies outside its log or contradicts Kafka's, or a changelog record cannot be read.
         """
         try:
             async with asyncio.timeout(OPEN_DEADLINE_S):
@@ -149,26 +152,32 @@ class Session:
         )
         await consumer.start()
         try:
-            inputs = self.spec.inputs(self.id.partition)
-            consumer.assign([*inputs, changelog])
-            await self._read_positions(consumer, inputs)
             consumer.assign([changelog])
             await self._read_changelog(consumer, changelog)
+            clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
+            self.now_ms = clock.now_ms
+            await self._read_positions(consumer, clock.positions)
         finally:
             await consumer.stop()
-        clock = value_of(self.state, CLOCK_KEY, FoldClock)
-        self.now_ms = clock.now_ms if clock else 0
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
-    async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, inputs: list[TopicPartition]) -> None:
-        beginnings = await consumer.beginning_offsets(inputs)
-        ends = await consumer.end_offsets(inputs)
-        for tp in inputs:
+    async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int]) -> None:
+        """Positions as stored in the state; Kafka's committed offsets must agree where the broker still has them."""
+        inputs = dict(zip(self.spec.inputs(self.id.partition), self.spec.declared.inputs, strict=True))
+        consumer.assign(list(inputs))
+        beginnings = await consumer.beginning_offsets(list(inputs))
+        ends = await consumer.end_offsets(list(inputs))
+        for tp, name in inputs.items():
+            position = stored.get(name, beginnings[tp])  # an input that was never read starts at its beginning
             committed = await consumer.committed(tp)
-            position = beginnings[tp] if committed is None else committed
+            if committed is not None and committed != position:
+                raise StateError(
+                    f"{self.id}: Kafka has the offset {committed} of {tp.topic}-{tp.partition}, the state {position}; "
+                    "they are committed together, so one of them was changed from outside"
+                )
             if not beginnings[tp] <= position <= ends[tp]:
                 raise StateError(
-                    f"{self.id}: committed offset {position} of {tp.topic}-{tp.partition} lies outside the log "
+                    f"{self.id}: position {position} of {tp.topic}-{tp.partition} lies outside the log "
                     f"({beginnings[tp]} to {ends[tp]}); records are gone, and skipping them silently would lose them"
                 )
             self.positions[tp] = position
@@ -184,14 +193,19 @@ class Session:
                     key = _state_key(record)
                     self.state.load(key, None if record.value is None else self.codec.decode(key, record.value))
 
-    async def commit(self) -> None:
-        """Commit offsets with everything sent since ``begin``; see :meth:`Step.commit` for what precedes it.
+    def named(self, positions: Mapping[TopicPartition, int]) -> dict[str, int]:
+        """Positions by the declared names of their topics."""
+        prefix = len(self.id.deployment) + 1
+        return {tp.topic[prefix:]: offset for tp, offset in positions.items()}
+
+    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Commit ``positions`` with everything sent since ``begin``; :class:`Step` says what precedes it.
 
         Raises:
             FencedError: another owner has taken over.
             UnavailableError: the outcome is unknown; the session is lost, and its successor reads what was decided.
         """
-        offsets = {tp: OffsetAndMetadata(offset, "") for tp, offset in self.positions.items()}
+        offsets = {tp: OffsetAndMetadata(offset, "") for tp, offset in positions.items()}
         await self.producer.send_offsets_to_transaction(offsets, self.id.group)
         await self.producer.commit_transaction()
 

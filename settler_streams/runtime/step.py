@@ -29,6 +29,7 @@ from settler_streams.errors import FencedError, RecordError, StateError, Unavail
 from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, derived_id
 from settler_streams.runtime.intake import TRACEPARENT, Raw, key_of, traceparent_of
+from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Step:
         self._outputs = Outputs(session.producer)
         self._raw: Raw | None = None
         self._record: Record | None = None
-        self._published = 0
+        self._observation = Observation(session.id.role, session.id.partition)
         self.now_ms = session.now_ms
         self._check_positions()
 
@@ -130,7 +131,7 @@ class Step:
                 partition = self._spec.router.partition_for(emit.topic, emit.key)
             value = self._encode(emit.data, event_id, emit.tenant, emit.subject)
             self._outputs.add(self._spec.topic(emit.topic), partition, emit.key.encode(), value, headers)
-            self._published += 1
+            self._observation.published(emit.data, emit.tenant)
 
     def _encode(self, data: Part, event_id: str, tenant: TenantId, subject: str | None) -> bytes:
         fold = self._session.id
@@ -142,6 +143,7 @@ class Step:
         partition = raw.partition % self._spec.topology.partitions("dead-letters")
         headers = deadletters.headers(raw, self._session.id.role, error, self.now_ms)
         self._outputs.add(self._spec.topic("dead-letters"), partition, raw.key, raw.value or b"", headers)
+        self._observation.dead_letter(error.reason)
         where = f"{raw.topic}-{raw.partition}@{raw.offset}"
         log.warning("dead letter", record=where, reason=error.reason, detail=error.detail[:300])
 
@@ -153,16 +155,16 @@ class Step:
 
     async def _commit(self) -> None:
         session = self._session
-        if self.now_ms > session.now_ms:
-            session.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
+        positions = session.positions | {tp: raws[-1].offset + 1 for tp, raws in self._records.items()}
+        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions))})
         self._add_changelog()
         self._add_journal()
         await self._bounded(self._outputs.send_all())
-        for tp, raws in self._records.items():
-            session.positions[tp] = raws[-1].offset + 1
-        await self._bounded(session.commit())
+        await self._bounded(session.commit(positions))
+        session.positions = positions
         session.state.merge()
         session.now_ms = self.now_ms
+        self._observation.committed(sum(len(raws) for raws in self._records.values()), self.now_ms)
 
     def _add_changelog(self) -> None:
         session = self._session
@@ -182,7 +184,7 @@ class Step:
             partition=fold.partition,
             runs=runs,
             now_ms=self.now_ms,
-            outputs=self._published,
+            outputs=self._observation.outputs,
             code_version=__version__,
         )
         event_id = derived_id(PLATFORM, f"{fold.transactional_id}/{runs[0].topic}/{runs[0].first}")

@@ -30,6 +30,7 @@ from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.errors import ConfigurationError
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
@@ -98,10 +99,23 @@ class Consumer(stock.Consumer):
         async def work(consumer: aiokafka.AIOKafkaConsumer) -> Records:
             fetcher = consumer._fetcher  # noqa: SLF001 - `getmany` would refuse while another fold waits
             records: Records = await fetcher.fetched_records(tps, timeout=wait_s, max_records=BATCH_RECORDS_MAX)
+            self._observe_lag(consumer, tps, records)
             return records
 
         fetched: Records = await self._thread.in_thread(work)
         return fetched
+
+    def _observe_lag(
+        self, consumer: aiokafka.AIOKafkaConsumer, tps: frozenset[TopicPartition], records: Records
+    ) -> None:
+        """Committed records from the batch in hand on: what is not yet consumed."""
+        for tp in tps:
+            end = consumer.last_stable_offset(tp)
+            if end is not None and tp in records:
+                lag = end - records[tp][0].offset
+                METRICS.consumer_lag.labels(self.app.role, tp.topic, str(tp.partition)).set(max(0, lag))
+            elif end is not None:
+                METRICS.consumer_lag.labels(self.app.role, tp.topic, str(tp.partition)).set(0)
 
     async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         """Continue at ``positions``, whatever the consumer itself believes."""
@@ -181,6 +195,7 @@ class Consumer(stock.Consumer):
             task.cancel()
             await asyncio.wait([task])
         await runner.session.close()
+        METRICS.fold_closed(self.app.role, self.app.input_topics, partition)
 
     async def wait_empty(self) -> None:
         """Wait for the steps under way; a batch that no agent has begun is given up and will be read again."""

@@ -18,6 +18,7 @@ from aiokafka.structs import TopicPartition
 
 from settler_streams.errors import RecordError, UnavailableError
 from settler_streams.events import Envelope, Part, decode
+from settler_streams.services.background import in_background
 from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name, load_topology
 
@@ -71,7 +72,7 @@ class TopicFeed:
         Raises:
             UnavailableError: the feed did not catch up within :data:`START_DEADLINE_S`.
         """
-        self._task = asyncio.create_task(self._run(), name=f"feed {self.topic}")
+        self._task = in_background(self._run(), f"feed of {self.topic}")
         caught_up = asyncio.create_task(self._caught_up.wait())
         await asyncio.wait([self._task, caught_up], timeout=START_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         if caught_up.done():

@@ -14,6 +14,7 @@ import structlog
 from settler_streams.adapters.postgres import outbox
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.errors import SettlerError, UnavailableError
+from settler_streams.services.background import in_background
 from settler_streams.services.publisher import Encoded, EventPublisher
 
 log = structlog.get_logger(__name__)
@@ -40,7 +41,8 @@ class OutboxRelay:
 
     async def start(self) -> None:
         """Begin."""
-        self._task = asyncio.create_task(self._run(), name="outbox relay")
+        self._stopping = False
+        self._task = in_background(self._run(), "outbox relay")
 
     async def stop(self) -> None:
         """End after the batch under way."""
@@ -51,6 +53,11 @@ class OutboxRelay:
         await asyncio.wait([self._task], timeout=STOP_DEADLINE_S)
         self._task.cancel()
         await asyncio.wait([self._task])
+
+    @property
+    def running(self) -> bool:
+        """Whether events still leave the outbox."""
+        return self._task is not None and not self._task.done()
 
     def nudge(self) -> None:
         """There is something to publish."""

@@ -63,15 +63,16 @@ LEFT JOIN executions e ON e.tenant_id = j.tenant_id AND e.job_id = j.job_id AND 
 WHERE j.tenant_id = $1 AND j.job_id = $2
 """
 READ_MATCHES: Final = """
-SELECT row_no, group_no, left_id, right_id, left_amount_minor, right_amount_minor, currency, rule
-FROM accepted_matches WHERE tenant_id = $1 AND job_id = $2 AND row_no > $3 ORDER BY row_no LIMIT $4
+SELECT match_no, kind, left_id, right_ids, left_currency, right_currency, left_amount_minor, right_amount_minor,
+       difference_minor
+FROM accepted_matches WHERE tenant_id = $1 AND job_id = $2 AND match_no > $3 ORDER BY match_no LIMIT $4
 """
 READ_UNMATCHED: Final = """
-SELECT row_no, side, record_id, amount_minor, currency, reason
+SELECT row_no, side, record_no, record_id, currency, amount_minor, record_date::text, reason, detail
 FROM accepted_unmatched WHERE tenant_id = $1 AND job_id = $2 AND row_no > $3 ORDER BY row_no LIMIT $4
 """
 READ_REPORT: Final = """
-SELECT currency, match_groups, left_rows, left_rows_matched, left_rows_unmatched, left_total_minor,
+SELECT currency, matches, left_rows, left_rows_matched, left_rows_unmatched, left_total_minor,
        left_matched_minor, left_unmatched_minor, right_rows, right_rows_matched, right_rows_unmatched,
        right_total_minor, right_matched_minor, right_unmatched_minor
 FROM accepted_reports WHERE tenant_id = $1 AND job_id = $2 ORDER BY currency

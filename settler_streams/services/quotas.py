@@ -93,6 +93,8 @@ class QuotaService:
             raise NotFoundError(f"no tenant {tenant_id}")
         tier = self._tiers[TenantTier(row["tier"])]
         limit = json.loads(row["quotas"]).get(quota_type.value, tier.limits()[quota_type])
+        if quota_type is QuotaType.RATE_LIMIT:
+            limit = min(tier.burst, max(1, limit))  # what may come at once, which is what the reports count
         usage = await tx.fetchrow(queries.READ_QUOTA_USAGE, tenant_id, quota_type.value)
         used = 0 if usage is None or usage["ended"] else usage["used"]
         parent_id = TenantId(str(row["parent_id"])) if row["parent_id"] else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,8 @@ from settler_streams.services.api_keys import ApiKeys, IssuedApiKey, Principal, 
 from settler_streams.services.directory import CHAIN_DEPTH_MAX
 from settler_streams.services.outbox_relay import OutboxRelay
 from settler_streams.services.passwords import hash_password
+from settler_streams.services.publisher import EventPublisher
+from settler_streams.settings import Settings
 
 if TYPE_CHECKING:
     from settler_streams.adapters.postgres.pool import Transaction
@@ -89,6 +91,24 @@ class TenantService:
         self._relay = relay
         self._acknowledgements = acknowledgements
         self.api_keys = ApiKeys(pool)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, settings: Settings) -> AsyncIterator[TenantService]:
+        """A service with connections of its own, for a process that has none yet.
+
+        Raises:
+            UnavailableError: Postgres or Kafka did not answer in time.
+        """
+        async with AsyncExitStack() as stack:
+            pool = await TenantConnectionPool.open(settings)
+            stack.push_async_callback(pool.close)
+            publisher = EventPublisher(settings, source=SOURCE)
+            relay, acknowledgements = OutboxRelay(pool, publisher), Acknowledgements(settings)
+            for part in (publisher, relay, acknowledgements):
+                await part.start()
+                stack.push_async_callback(part.stop)
+            yield cls(pool, relay, acknowledgements)
 
     async def create_tenant(
         self,

@@ -101,6 +101,7 @@ def _app(
     outputs = {topic.name: topology.partitions(topic.name) for topic in topology.topics if role in topic.writers}
     outputs |= dict.fromkeys(own_topics, partitions)
     return FoldApp(
+        role,
         f"{settings.deployment}.{role}",
         bootstrap_servers=settings.kafka_bootstrap_servers,
         input_topics=tuple(full_name(settings.deployment, name) for name in inputs),

@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settler_streams.core.neighbours import (
-    MergedUsage,
     NoisePolicy,
-    PartialSum,
-    UsageRing,
     Windows,
     exceeds,
     max_min_entitlement,
@@ -83,62 +80,6 @@ def test_exceeding_is_the_exact_fraction(amounts, factor):
         assert exceeds(amount, total, len(amounts), 0, policy) == expected
 
 
-partials = st.lists(
-    st.builds(
-        lambda partition, window, revision: PartialSum(
-            partition, window, revision, {"requests": {f"t{partition}": revision * 7 + window}}
-        ),
-        st.integers(0, 3),
-        st.integers(0, 3),
-        st.integers(0, 5),
-    ),
-    max_size=30,
-)
-
-
-@given(partials, st.randoms(use_true_random=False))
-def test_merging_is_commutative_and_idempotent_and_keeps_the_newest(sums, dice):
-    first, second = MergedUsage(GRID), MergedUsage(GRID)
-    shuffled = [*sums, *sums]
-    dice.shuffle(shuffled)
-    for partial in sums:
-        first.merge(partial)
-    for partial in shuffled:
-        second.merge(partial)
-    for window in range(4):
-        newest = {}
-        for partial in sums:
-            if partial.window == window:
-                newest[partial.partition] = max(newest.get(partial.partition, 0), partial.revision)
-        expected = {f"t{partition}": revision * 7 + window for partition, revision in newest.items()}
-        assert first.usage(window)["requests"] == second.usage(window)["requests"] == expected
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(-90_000, 90_000)), max_size=60),
-    st.integers(0, 3_000),
-    st.integers(0, 59),
-)
-def test_the_ring_loses_nothing_stays_bounded_and_survives_a_restore(steps, gap_ms, cut):
-    ring, merged, now_ms, kept = UsageRing(0, GRID), MergedUsage(GRID), 1_000_000, {}
-    for number, (tenant, amount, offset_ms) in enumerate(steps):
-        now_ms += gap_ms
-        window = ring.add(tenant, "requests", amount, now_ms + offset_ms, now_ms)
-        assert GRID.open_from(now_ms) <= window <= now_ms // GRID.width_ms
-        if GRID.open_from(now_ms) <= (now_ms + offset_ms) // GRID.width_ms <= now_ms // GRID.width_ms:
-            assert window == (now_ms + offset_ms) // GRID.width_ms
-        for partial in ring.drain_partials(number):
-            merged.merge(partial)
-            kept[partial.window] = partial
-        assert len(ring._sums) <= GRID.kept
-        if number == cut:
-            ring = UsageRing.restore(0, GRID, tuple(kept.values()))
-            ring.add("a", "requests", 0, now_ms, now_ms)
-            ring.drain_partials(number)
-    counted = sum(sum(merged.usage(window)["requests"].values()) for window in kept)
-    assert counted == sum(amount for _, amount, _ in steps)
-
-
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5)), max_size=6),
     st.integers(0, 40),
@@ -174,10 +115,6 @@ def water_level(demands, weights, capacity):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InvalidRequestError):
-        UsageRing(0, GRID).add("a", "requests", -1, 0, 0)
-    with pytest.raises(InvalidRequestError):
-        UsageRing(0, GRID).add("a", "unknown", 1, 0, 0)
     with pytest.raises(InvalidRequestError):
         Windows(10, 2, 10)
     with pytest.raises(InvalidRequestError):

@@ -97,10 +97,10 @@ async def test_what_a_zombie_had_sent_is_never_seen(log: KafkaLog, opened: Open,
     sent, fenced = asyncio.Event(), asyncio.Event()
     commit = zombie.commit
 
-    async def commit_after_the_takeover() -> None:
+    async def commit_after_the_takeover(positions) -> None:
         sent.set()
         await fenced.wait()
-        await commit()
+        await commit(positions)
 
     zombie.commit = commit_after_the_takeover  # type: ignore[method-assign]
     step = asyncio.create_task(fold(zombie, pending))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +14,7 @@ import pytest_asyncio
 from settler_streams.adapters.kafka.broker import admin, apply
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.events import TenantTier
+from settler_streams.events import Envelope, Part, TenantTier
 from settler_streams.services import (
     Acknowledgements,
     CreatedTenant,
@@ -23,9 +23,10 @@ from settler_streams.services import (
     TenantDirectory,
     TenantService,
 )
+from settler_streams.services.feed import TopicFeed
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
-from settler_streams.workers.folds import fold_app
+from settler_streams.workers.folds import new_app
 from tests.services.interface import Service, Services
 
 SETTLED_WITHIN_S = 20.0
@@ -56,25 +57,37 @@ class Platform:
         )
 
 
-async def settled(condition: object) -> None:
-    """Wait until ``condition()`` holds."""
-    async with asyncio.timeout(SETTLED_WITHIN_S):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.02)
+async def settled(feed: TopicFeed, condition: Callable[[], bool]) -> None:
+    """Wait until ``condition()`` holds, which can only change with an event of ``feed``."""
+    handed_over = asyncio.Event()
+    on_event = feed._on_event
+
+    def signalled(event: Envelope[Part]) -> None:
+        on_event(event)
+        handed_over.set()
+
+    feed._on_event = signalled
+    try:
+        async with asyncio.timeout(SETTLED_WITHIN_S):
+            while not condition():
+                handed_over.clear()
+                await handed_over.wait()
+    finally:
+        feed._on_event = on_event
 
 
 @contextlib.asynccontextmanager
-async def running_admission(settings: Settings) -> AsyncIterator[None]:
-    """The admission fold, in this process."""
-    app = fold_app("admission", settings, load_topology())
-    assert app.ticker is not None
-    ticker = asyncio.create_task(app.ticker.run())
+async def running_role(role: str, settings: Settings, pool: TenantConnectionPool | None = None) -> AsyncIterator[None]:
+    """A role's folds, in this process."""
+    app = new_app(role, settings, load_topology(), pool)
+    ticker = asyncio.create_task(app.ticker.run()) if app.ticker is not None else None
     await app.start()
     try:
         yield
     finally:
-        ticker.cancel()
-        await asyncio.wait([ticker])
+        if ticker is not None:
+            ticker.cancel()
+            await asyncio.wait([ticker])
         await app.stop()
 
 
@@ -91,7 +104,7 @@ async def platform(new_settings: Settings) -> AsyncIterator[Platform]:
     async with admin(new_settings.kafka_bootstrap_servers) as client:
         await apply(client, load_topology().declared(new_settings.deployment))
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(running_admission(new_settings))
+        await stack.enter_async_context(running_role("admission", new_settings))
         pool = await TenantConnectionPool.open(new_settings)
         stack.push_async_callback(pool.close)
         publisher = EventPublisher(new_settings, source="/test")

@@ -8,7 +8,7 @@ import secrets
 
 import pytest
 
-from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
+from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.events import QuotaType, TenantStatus, TenantTier
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services import (
@@ -22,9 +22,21 @@ from settler_streams.services import (
     hash_password,
     verify_password,
 )
+from settler_streams.services.feed import TopicFeed
+from settler_streams.services.publisher import Encoded
 from tests.services_layer.platform import Platform, settled
 
 pytestmark = pytest.mark.services
+
+
+async def _known_as(platform: Platform, tenant_id: TenantId, version: int) -> None:
+    """Wait until the directory has the tenant's ``version``."""
+
+    def known() -> bool:
+        tenant = platform.directory.get(tenant_id)
+        return tenant is not None and tenant.version == version
+
+    await settled(platform.directory.feed, known)
 
 
 async def test_create_tenant_as_the_specification_writes_it(platform: Platform) -> None:
@@ -43,7 +55,7 @@ async def test_create_tenant_as_the_specification_writes_it(platform: Platform) 
     assert (user["email"], user["role"]) == ("admin@acme.com", "owner")
     assert await verify_password(user["password_hash"], "password")
     assert not await verify_password(user["password_hash"], "Password")
-    await settled(lambda: platform.directory.get(tenant.id) is not None)
+    await settled(platform.directory.feed, lambda: platform.directory.get(tenant.id) is not None)
 
 
 async def test_a_taken_slug_changes_nothing(platform: Platform) -> None:
@@ -54,7 +66,7 @@ async def test_a_taken_slug_changes_nothing(platform: Platform) -> None:
             name="Other", slug=first.tenant.slug, owner_email="a@b.example", owner_password_hash="x"
         )
     await platform.new_tenant()  # a later tenant passes through outbox and topic, so an earlier one would have too
-    await settled(lambda: len(platform.directory) > known)
+    await settled(platform.directory.feed, lambda: len(platform.directory) > known)
     assert len(platform.directory) == known + 1
 
 
@@ -81,7 +93,7 @@ async def test_changes_count_versions_and_are_audited(platform: Platform) -> Non
     assert rows[1]["actor"] == "operator"
     assert [json.loads(row["after"])["version"] for row in rows] == [1, 2, 3, 4, 5]
     assert json.loads(rows[1]["before"])["tier"] == "starter"
-    await settled(lambda: (t := platform.directory.get(tenant.id)) is not None and t.version == 5)
+    await _known_as(platform, tenant.id, version=5)
 
 
 async def test_changes_at_once_are_serialised(platform: Platform) -> None:
@@ -90,7 +102,7 @@ async def test_changes_at_once_are_serialised(platform: Platform) -> None:
     changed = await asyncio.gather(*(platform.tenants.change_quotas(tenant.id, limit) for limit in limits))
     assert sorted(t.version for t in changed) == list(range(2, 10))
     final = await platform.tenants.get(tenant.id)
-    await settled(lambda: (t := platform.directory.get(tenant.id)) is not None and t.version == 9)
+    await _known_as(platform, tenant.id, version=9)
     known = platform.directory.get(tenant.id)
     assert known is not None
     assert known.quotas == final.quotas
@@ -101,7 +113,7 @@ async def test_children_share_their_roots_partition_and_end_at_eight_levels(plat
     for _ in range(7):
         parent = (await platform.new_tenant(parent_id=parent.id)).tenant
         assert parent.root_id == root.id
-    await settled(lambda: len(platform.directory.chain(parent.id)) == 8)
+    await settled(platform.directory.feed, lambda: len(platform.directory.chain(parent.id)) == 8)
     with pytest.raises(InvalidRequestError, match="8 levels"):
         await platform.new_tenant(parent_id=parent.id)
     with pytest.raises(NotFoundError):
@@ -124,8 +136,6 @@ async def test_without_admission_the_tenant_exists_and_the_error_says_so(
 async def test_what_the_relay_could_not_publish_stays(platform: Platform) -> None:
     class Broken:
         async def publish_encoded(self, _events: object) -> None:
-            from settler_streams.errors import UnavailableError
-
             raise UnavailableError("no broker")
 
     await platform.relay.stop()
@@ -133,16 +143,48 @@ async def test_what_the_relay_could_not_publish_stays(platform: Platform) -> Non
         tenant_id = TenantId(uuid7(1_700_000_000_000))
         async with platform.pool.tenant(tenant_id) as tx:
             await tx.execute("INSERT INTO outbox (tenant_id, topic, key, event) VALUES ($1, 't', 'k', '')", tenant_id)
-        from settler_streams.errors import UnavailableError
-
         with pytest.raises(UnavailableError):
             await OutboxRelay(platform.pool, Broken()).publish_pending()  # type: ignore[arg-type]
         async with platform.pool.relay() as tx:
             assert await tx.fetchval("SELECT count(*) FROM outbox WHERE tenant_id = $1", tenant_id) == 1
             await tx.execute("DELETE FROM outbox WHERE tenant_id = $1", tenant_id)
     finally:
-        platform.relay._stopping = False
         await platform.relay.start()
+
+
+async def test_a_relay_that_dies_after_publishing_publishes_again(platform: Platform) -> None:
+    class DiesAfterwards:
+        async def publish_encoded(self, events: list[Encoded]) -> None:
+            await platform.publisher.publish_encoded(events)
+            raise UnavailableError("died")
+
+    arrived: list[tuple[TenantId, int]] = []
+    changes = TopicFeed(
+        platform.settings,
+        "tenant-changes",
+        lambda e: arrived.append((e.tenantid, e.data.version)),  # type: ignore[attr-defined]
+        start="end",
+    )
+    await changes.start()
+    await platform.relay.stop()
+    try:
+        creating = asyncio.create_task(platform.new_tenant())
+        dying = OutboxRelay(platform.pool, DiesAfterwards())  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await dying.publish_pending()
+                except UnavailableError:
+                    break
+        tenant = (await creating).tenant
+        await platform.relay.publish_pending()
+        await settled(changes, lambda: len(arrived) >= 2)
+        assert arrived == [(tenant.id, 1)] * 2
+        async with platform.pool.relay() as tx:
+            assert await tx.fetchval("SELECT count(*) FROM outbox") == 0
+    finally:
+        await platform.relay.start()
+        await changes.stop()
 
 
 async def test_api_keys(platform: Platform) -> None:

@@ -18,6 +18,7 @@ from settler_streams.adapters.telemetry.tenant_labels import Foremost, TenantLab
 from settler_streams.events import (
     JobDecided,
     JobFinished,
+    JobStatus,
     Part,
     QuotaThreshold,
     QuotaType,
@@ -38,6 +39,7 @@ BATCH_RECORDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 _MICROS = 1_000_000
 _TENANT = "tenant"
+_ADMITTED = "admitted"
 
 
 class Metrics:
@@ -96,6 +98,13 @@ class Metrics:
             "settler_fold_now_age_seconds", "How far a fold's clock lies behind the wall clock", ("role", "partition")
         )
 
+        # Looking a label up costs a microsecond; these are met once per job.
+        self._by_outcome = {
+            outcome: self.jobs_decided.labels(outcome) for outcome in (_ADMITTED, *(r.value for r in RejectReason))
+        }
+        self._by_status = {status: self.jobs_finished.labels(status.value) for status in JobStatus}
+        self._seconds_of: dict[str, Summary] = {}
+
         self._active = TenantLabels(self._forget_active)
         self._near_limit = Foremost(self._forget_quotas)
         self._noisy = Foremost(self._forget_noisy)
@@ -114,10 +123,18 @@ class Metrics:
         if observer is not None:
             observer(event, tenant)
 
-    def http_request(self, method: str, route: str, status: int, seconds: float, tenant: TenantId) -> None:
-        """Count one answered request. ``route`` is the template, never the path; the platform's tenant if unknown."""
+    def http_request(self, method: str, route: str, status: int, seconds: float | None, tenant: TenantId) -> None:
+        """Count one answered request. ``route`` is the template, never the path; the platform's tenant if unknown.
+
+        ``seconds`` is ``None`` for a stream, which lasts as long as its reader likes.
+        """
         self.http_requests.labels(self._active.label(tenant), str(status)).inc()
-        self.http_request_duration.labels(method, route).observe(seconds)
+        if seconds is not None:
+            self.http_request_duration.labels(method, route).observe(seconds)
+
+    def rate_limited(self, tenant: TenantId) -> None:
+        """A request of ``tenant`` was refused by its rate limit."""
+        self.rate_limit_hits.labels(self._active.label(tenant)).inc()
 
     def step_committed(self, role: str, records: int, seconds: float) -> None:
         """One step of ``role`` has committed."""
@@ -132,13 +149,17 @@ class Metrics:
         self.fold_now_age.remove_by_labels({"role": role, "partition": str(partition)})
 
     def _decided(self, decided: JobDecided, tenant: TenantId) -> None:
-        self.jobs_decided.labels("admitted" if decided.reason is None else decided.reason.value).inc()
+        self._by_outcome[_ADMITTED if decided.reason is None else decided.reason.value].inc()
         if decided.reason is RejectReason.RATE_LIMIT:
-            self.rate_limit_hits.labels(self._active.label(tenant)).inc()
+            self.rate_limited(tenant)
 
     def _finished(self, finished: JobFinished, tenant: TenantId) -> None:
-        self.jobs_finished.labels(finished.status.value).inc()
-        self.resource_usage.labels(self._active.label(tenant)).observe(finished.worker_us / _MICROS)
+        self._by_status[finished.status].inc()
+        label = self._active.label(tenant)
+        seconds = self._seconds_of.get(label)
+        if seconds is None:
+            seconds = self._seconds_of[label] = self.resource_usage.labels(label)
+        seconds.observe(finished.worker_us / _MICROS)
 
     def _metered(self, usage: TenantUsage, tenant: TenantId) -> None:
         figures = _quota_figures(usage)
@@ -162,6 +183,7 @@ class Metrics:
         self.noisy_ratio.remove_by_labels({_TENANT: tenant, "resource": quiet.resource})
 
     def _forget_active(self, tenant: TenantId) -> None:
+        self._seconds_of.pop(tenant, None)
         for metric in (self.http_requests, self.rate_limit_hits, self.resource_usage):
             metric.remove_by_labels({_TENANT: tenant})
 

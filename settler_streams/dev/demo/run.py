@@ -23,7 +23,7 @@ from settler_streams.dev.demo.noise import NoiseSeen, noise_of
 from settler_streams.dev.demo.scenario import KILLED_FLAG, LOADS, ROWS_PER_SET, SEED, SETS_PER_TENANT
 from settler_streams.ids import PLATFORM, TenantId
 from settler_streams.reconciliation.generator import generate
-from settler_streams.services import Acknowledgements, EventPublisher, OutboxRelay, TenantService, hash_password
+from settler_streams.services import TenantService, hash_password
 from settler_streams.settings import Settings
 from settler_streams.topology import full_name
 
@@ -50,7 +50,7 @@ async def run_demo(settings: Settings, console: Console) -> Outcome:
     pool = await TenantConnectionPool.open(settings)
     try:
         since = await positions(settings)
-        tenants = await _create_tenants(settings, pool, str(int(time.time())))
+        tenants = await _create_tenants(settings, str(int(time.time())))
         for number, tenant in enumerate(tenants):
             await asyncio.to_thread(_write_record_sets, settings.record_sets_dir / tenant, SEED + number)
         tallies = [Tally(load, tenant) for load, tenant in zip(LOADS, tenants, strict=True)]
@@ -70,16 +70,10 @@ async def run_demo(settings: Settings, console: Console) -> Outcome:
         await pool.close()
 
 
-async def _create_tenants(settings: Settings, pool: TenantConnectionPool, run: str) -> list[TenantId]:
+async def _create_tenants(settings: Settings, run: str) -> list[TenantId]:
     """One tenant in each tier, through the tenant service; each is known to admission when this returns."""
-    publisher = EventPublisher(settings, source="/tenant-service")
-    relay, acknowledgements = OutboxRelay(pool, publisher), Acknowledgements(settings)
-    await publisher.start()
-    await relay.start()
-    await acknowledgements.start()
-    try:
-        service = TenantService(pool, relay, acknowledgements)
-        password_hash = await hash_password("demo-password")
+    password_hash = await hash_password("demo-password")
+    async with TenantService.connect(settings) as service:
         created = [
             await service.create_tenant(
                 name=load.name,
@@ -90,10 +84,6 @@ async def _create_tenants(settings: Settings, pool: TenantConnectionPool, run: s
             )
             for load in LOADS
         ]
-    finally:
-        await acknowledgements.stop()
-        await relay.stop()
-        await publisher.stop()
     return [tenant.id for tenant, _owner in created]
 
 

@@ -20,14 +20,16 @@ ROWS = {
     "jobs": "INSERT INTO jobs (tenant_id, job_id, decision, decision_version) VALUES ($1, $2, 'admitted', 0)",
     "executions": "INSERT INTO executions (tenant_id, job_id, attempt, executor, status, source_version) "
     "VALUES ($1, $2, 1, 'e', 'running', 0)",
-    "matches": "INSERT INTO matches VALUES ($1, $2, 1, 1, 1, 'l', 'r', 1, 1, 'EUR', 'exact')",
-    "unmatched": "INSERT INTO unmatched VALUES ($1, $2, 1, 1, 'left', 'r', 1, 'EUR', 'no-candidate')",
+    "matches": "INSERT INTO matches VALUES ($1, $2, 1, 1, 'one_to_one', 'l', '{r}', 'EUR', 'EUR', 1, 1, 0)",
+    "unmatched": "INSERT INTO unmatched VALUES ($1, $2, 1, 1, 'left', 1, 'r', 'EUR', 1, '2026-01-01', 'no_key_match')",
     "reports": "INSERT INTO reports VALUES ($1, $2, 1, 'EUR', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)",
     "tenant_usage": "INSERT INTO tenant_usage VALUES ($1, $2::uuid::text, now(), 60, 1, 0)",
     "tenant_quota_usage": "INSERT INTO tenant_quota_usage VALUES ($1, $2::uuid::text, 1, 0, 1, now(), 0)",
     "tenant_signals": "INSERT INTO tenant_signals VALUES ($1, $2, 'noisy', 'r', '{}', now(), 0)",
     "feature_flags": "INSERT INTO feature_flags (tenant_id, flag, scope, enabled, changed_by, changed_at, "
     "source_version) VALUES ($1, $2::uuid::text, 'tenant', true, 'me', now(), 0)",
+    "dead_letters": "INSERT INTO dead_letters VALUES ($1, 0, hashtext($2::uuid::text)::bigint & 65535, 'admission', "
+    "'not-json', 'd', 't', 0, 0, 1, now())",
     "audit_logs": "INSERT INTO audit_logs (tenant_id, id, actor, action, subject, recorded_at) "
     "VALUES ($1, $2, 'a', 'b', 'c', now())",
 }

@@ -36,7 +36,7 @@ async def test_the_relay_reads_all_tenants_in_order_and_discards_what_was_sent(p
 
 async def test_what_was_not_discarded_comes_again(pool, create_tenant):
     await append(pool, await create_tenant(), b"1")
-    with pytest.raises(KeyError):  # noqa: PT012 - the block is one transaction
+    with pytest.raises(KeyError):
         async with pool.relay() as tx:
             await outbox.discard(tx, await outbox.pending(tx, 10))
             raise KeyError
@@ -46,7 +46,7 @@ async def test_what_was_not_discarded_comes_again(pool, create_tenant):
 
 async def test_an_aborted_change_leaves_no_event(pool, create_tenant):
     tenant_id = await create_tenant()
-    with pytest.raises(KeyError):  # noqa: PT012 - the block is one transaction
+    with pytest.raises(KeyError):
         async with pool.tenant(tenant_id) as tx:
             await outbox.append(tx, tenant_id, "t", "k", b"1")
             raise KeyError

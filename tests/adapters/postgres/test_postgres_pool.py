@@ -66,7 +66,7 @@ async def test_other_session_state_does_not_reach_the_next_tenant(single, create
 
 async def test_an_exception_rolls_back_and_the_connection_is_clean(single, create_tenant):
     tenant_id = await create_tenant()
-    with pytest.raises(KeyError):  # noqa: PT012 - the block is one transaction
+    with pytest.raises(KeyError):
         async with single.tenant(tenant_id) as tx:
             await tx.execute("UPDATE tenants SET name = 'changed'")
             raise KeyError
@@ -103,7 +103,7 @@ async def test_a_cancelled_query_leaves_no_context(single, create_tenant, owner)
 
 async def test_a_killed_backend_is_unavailable_and_replaced(single, create_tenant, owner):
     tenant_id = await create_tenant()
-    with pytest.raises(UnavailableError):  # noqa: PT012 - the block is one transaction
+    with pytest.raises(UnavailableError):
         async with single.tenant(tenant_id) as tx:
             await owner.execute("SELECT pg_terminate_backend($1, 5000)", await tx.fetchval(BACKEND))
             await tx.fetchval("SELECT 1")

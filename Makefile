@@ -1,0 +1,44 @@
+# The few verbs. Each sets up whatever it needs: a machine with Python 3.11 or newer and make is enough.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo up down test check format clean
+
+help: ## Show the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv sync --quiet --frozen --all-extras --python $(BIN)/python
+	@touch $@
+
+demo: $(INSTALLED) ## Start everything, run the main job with five tenants, check the outcome
+	@$(BIN)/settler demo
+
+up: $(INSTALLED) ## Start everything and keep it running until Ctrl-C
+	@$(BIN)/settler up
+
+down: $(INSTALLED) ## Stop what `make up` has started
+	@$(BIN)/settler down
+
+test: $(INSTALLED) ## Run the tests on real Kafka, PostgreSQL and Valkey
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## Format, lint, strict types, import direction: seconds
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
+
+format: $(INSTALLED) ## Format, and repair what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment and the caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,122 @@
+"""What holds for every command: environment twins, JSON, exit codes, errors that say what to do next."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from settler_streams.cli import main as entry
+from settler_streams.cli.main import COMMANDS, settler
+from settler_streams.cli.output import EXIT_CODES
+from settler_streams.errors import Disposition
+from settler_streams.events import REGISTRY
+
+UNTIL_STOPPED = {"worker", "executor", "gateway"}
+FOR_PEOPLE = {"demo"}
+
+
+def leaves() -> Iterator[tuple[str, click.Command]]:
+    for name in COMMANDS:
+        command = settler.get_command(click.Context(settler), name)  # type: ignore[attr-defined]
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {sub}", nested) for sub, nested in command.commands.items())
+        else:
+            yield name, command
+
+
+LEAVES = dict(leaves())
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_flag_has_an_environment_twin_in_its_help(name: str) -> None:
+    shown = CliRunner().invoke(settler, [*name.split(), "--help"], terminal_width=400)
+    assert shown.exit_code == 0
+    for option in LEAVES[name].params:
+        if isinstance(option, click.Option):
+            assert option.envvar, f"{name} {option.opts}"
+            assert str(option.envvar) in shown.output
+            assert option.help, f"{name} {option.opts}"
+    assert LEAVES[name].help
+
+
+@pytest.mark.parametrize("name", sorted(LEAVES.keys() - UNTIL_STOPPED - FOR_PEOPLE))
+def test_every_command_speaks_json(name: str) -> None:
+    assert "--json" in {opt for option in LEAVES[name].params for opt in option.opts}
+
+
+def test_every_disposition_has_an_exit_code_of_its_own() -> None:
+    assert set(EXIT_CODES) == set(Disposition)
+    assert len(set(EXIT_CODES.values()) - {0, 2, 3}) == len(Disposition)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["settler", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    return int(ended.value.code or 0)
+
+
+def test_schemas_are_where_they_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SETTLER_JSON", "1")
+    assert run(monkeypatch, "schemas") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["events"]) == set(REGISTRY)
+    for event_type, path in printed["events"].items():
+        assert json.loads(Path(path).read_bytes())["title"] == event_type
+
+
+def test_a_system_that_is_not_up_is_reported_and_creates_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "status", "--json", "--state-dir", str(tmp_path / "none")) == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["running"] is False
+    assert {"kafka", "postgres_owner_url", "postgres_app_url", "redis_url", "gateway_url", "metrics_url"} <= set(
+        printed
+    )
+    assert run(monkeypatch, "down", "--state-dir", str(tmp_path / "none")) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (("dlq", "redrive"), 4, "settler dlq list"),
+        (("worker", "--roles", "admission,barista"), 4, "no such roles: barista; there are admission"),
+        (("topology", "check", "--sideways"), 2, "No such option"),
+        (("brew",), 2, "No such command"),
+    ],
+)
+def test_errors_say_what_to_do_and_have_a_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    hint: str,
+) -> None:
+    assert run(monkeypatch, *arguments) == code
+    printed = capsys.readouterr()
+    assert hint in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_an_unreachable_broker_is_worth_another_try(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    assert run(monkeypatch, "topology", "plan", "--state-dir", str(tmp_path / "none")) == 75
+    assert "Kafka at 127.0.0.1:1 did not answer" in capsys.readouterr().err
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DB_PORT", "many")
+    assert run(monkeypatch, "gateway") == 1
+    assert "DB_PORT" in capsys.readouterr().err

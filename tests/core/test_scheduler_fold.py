@@ -1,0 +1,442 @@
+"""The scheduler as a black box: each job ends once, whatever executors do, and a restart changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS, RETRIED_REASONS, Scheduler
+from settler_streams.events import (
+    AttemptFinished,
+    ClockTick,
+    ExecutorHeartbeat,
+    ExecutorJoined,
+    ExecutorLeft,
+    JobCancelRequested,
+    JobDispatched,
+    JobEnqueued,
+    JobFinished,
+    JobStatus,
+    PoolCancelRequested,
+    QueuePriority,
+    RecordRef,
+    TenantWeighted,
+)
+from settler_streams.ids import derived_id
+from tests.core.harness import Fold, uid
+
+TENANTS = [uid(name) for name in ("a", "b", "c", "enterprise")]
+EXECUTORS = ["x1", "x2", "x3"]
+REF = RecordRef(topic="job-requests", partition=3, offset=7)
+
+
+def new_fold():
+    return Fold(lambda state: Scheduler(state, 1, 250), partition=1)
+
+
+def incarnation(executor, number):
+    """Grows with ``number``, as a UUIDv7 grows with each start."""
+    return f"00000000-0000-7000-8000-{number:08x}{EXECUTORS.index(executor):04x}"
+
+
+def weigh(version=1, weight=1, *, enterprise=False, max_running=4):
+    return TenantWeighted(weight=weight, enterprise=enterprise, max_running=max_running, version=version)
+
+
+def arrival(job, priority=QueuePriority.NORMAL, cost_us=1_000):
+    return JobEnqueued(
+        job_id=job,
+        root_tenant=uid("root"),
+        kind="reconciliation",
+        priority=priority,
+        estimated_cost_us=cost_us,
+        requested_at_ms=5,
+        request=REF,
+    )
+
+
+def report(job, attempt=1, status=JobStatus.SUCCEEDED, reason=None, worker_us=1_000, by=None):
+    return AttemptFinished(
+        job_id=job,
+        attempt=attempt,
+        incarnation=by or uid("someone"),
+        status=status,
+        worker_us=worker_us,
+        reason=reason,
+    )
+
+
+def join(executor, number=1, slots=1):
+    return ExecutorJoined(executor=executor, incarnation=incarnation(executor, number), slots=slots)
+
+
+def beat(executor, number=1, running=()):
+    return ExecutorHeartbeat(executor=executor, incarnation=incarnation(executor, number), running=tuple(running))
+
+
+def dispatched(emits):
+    return [emit.data for emit in emits if isinstance(emit.data, JobDispatched)]
+
+
+def finished(emits):
+    return [emit.data for emit in emits if isinstance(emit.data, JobFinished)]
+
+
+class Pool:
+    """What any reader of the log can work out: leases, placements, attempts, and which jobs are over."""
+
+    def __init__(self):
+        self.leases = {}
+        self.jobs = {}
+        self.placed = {}
+        self.contracts = {}
+        self.over = Counter()
+
+    def held(self, executor):
+        return [job for job, (on, _) in self.placed.items() if on == executor]
+
+    def free(self):
+        return sum(slots - len(self.held(executor)) for executor, (_, slots, _) in self.leases.items())
+
+    def take(self, record, now_ms):  # noqa: C901 - one case for each event of the log
+        """Follow one input. Returns the ends it must lead to: (job, status, attempt)."""
+        match record.event.data:
+            case JobEnqueued() as job if job.job_id not in self.jobs and record.event.tenantid in self.contracts:
+                self.jobs[job.job_id] = [record.event.tenantid, 0]
+            case TenantWeighted() as weighted:
+                if weighted.version > self.contracts.get(record.event.tenantid, (0, 0))[0]:
+                    self.contracts[record.event.tenantid] = (weighted.version, weighted.max_running)
+            case PoolCancelRequested() as cancel:
+                job = self.jobs.get(cancel.job_id)
+                if job and job[0] == record.event.tenantid and cancel.job_id not in self.placed:
+                    return [(cancel.job_id, JobStatus.CANCELLED, job[1])]
+            case AttemptFinished() as told:
+                return self._reported(told)
+            case ExecutorJoined() as joined:
+                known = self.leases.get(joined.executor)
+                if known is None or joined.incarnation > known[0]:
+                    ends = self._lose(self.held(joined.executor))
+                    self.leases[joined.executor] = (joined.incarnation, joined.slots, now_ms)
+                    return ends
+            case ExecutorLeft() as left if self.leases.get(left.executor, ("",))[0] == left.incarnation:
+                del self.leases[left.executor]
+                return self._lose(self.held(left.executor))
+            case ExecutorHeartbeat() as alive if self.leases.get(alive.executor, ("",))[0] == alive.incarnation:
+                self.leases[alive.executor] = (*self.leases[alive.executor][:2], now_ms)
+                held = self.held(alive.executor)
+                return self._lose(
+                    [j for j in held if j not in alive.running and now_ms - self.placed[j][1] >= LEASE_MS]
+                )
+            case ClockTick():
+                dead = [name for name, lease in self.leases.items() if now_ms - lease[2] >= LEASE_MS]
+                jobs = [job for name in sorted(dead) for job in self.held(name)]
+                for name in dead:
+                    del self.leases[name]
+                return self._lose(jobs)
+        return []
+
+    def _reported(self, told):
+        job = self.jobs.get(told.job_id)
+        if job is None:
+            return []
+        if told.status is JobStatus.FAILED and told.reason in RETRIED_REASONS:
+            under_way = told.job_id in self.placed and told.attempt == job[1]
+            if told.attempt < job[1] or job[1] < ATTEMPTS_MAX:
+                if under_way:
+                    del self.placed[told.job_id]
+                return []
+        return [(told.job_id, told.status, told.attempt)]
+
+    def _lose(self, jobs):
+        for job in jobs:
+            del self.placed[job]
+        return [(job, JobStatus.FAILED, ATTEMPTS_MAX) for job in jobs if self.jobs[job][1] == ATTEMPTS_MAX]
+
+    def check(self, emits, ends, now_ms):
+        """The ends are those that had to come, and every dispatch found a free slot of a living executor."""
+        assert [(end.job_id, end.status, end.attempt) for end in finished(emits)] == ends
+        for job, _, _ in ends:
+            del self.jobs[job]
+            self.placed.pop(job, None)
+            self.over[job] += 1
+        for one in dispatched(emits):
+            known, slots, _ = self.leases[one.executor]
+            assert known == one.incarnation
+            assert len(self.held(one.executor)) < slots, "beyond the executor's slots"
+            tenant, attempt = self.jobs[one.job_id]
+            assert one.attempt == attempt + 1 <= ATTEMPTS_MAX
+            self.jobs[one.job_id][1] = one.attempt
+            self.placed[one.job_id] = (one.executor, now_ms)
+            assert self.running(tenant) <= self.contracts[tenant][1]
+        if self.free() > 0:
+            for job, (tenant, _) in self.jobs.items():
+                capped = self.running(tenant) >= self.contracts[tenant][1]
+                assert job in self.placed or capped, "a job waits beside a free slot"
+
+    def running(self, tenant):
+        return sum(self.jobs[job][0] == tenant for job in self.placed)
+
+
+jobs = st.integers(0, 14)
+tenants = st.sampled_from(TENANTS)
+executors = st.sampled_from(EXECUTORS)
+operations = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("enqueue"), tenants, jobs, st.sampled_from(QueuePriority), st.sampled_from([1, 10**6, 10**12])
+        ),
+        st.tuples(st.just("enqueue"), tenants, jobs, st.sampled_from(QueuePriority), st.sampled_from([1, 10**6])),
+        st.tuples(st.just("weigh"), tenants, st.integers(1, 5), st.integers(1, 10), st.booleans(), st.integers(1, 3)),
+        st.tuples(st.just("join"), executors, st.integers(1, 6), st.integers(1, 3)),
+        st.tuples(st.just("beat"), executors, st.integers(1, 6), st.booleans()),
+        st.tuples(st.just("left"), executors, st.integers(1, 6)),
+        st.tuples(
+            st.just("report"),
+            st.integers(0, 40),
+            st.sampled_from(JobStatus),
+            st.sampled_from([None, "unavailable", "worker_crashed", "bad_input"]),
+            st.sampled_from([0, 500, 10**7, 2**63 - 1]),
+        ),
+        st.tuples(
+            st.just("report"),
+            st.integers(0, 40),
+            st.sampled_from([JobStatus.FAILED, JobStatus.SUCCEEDED]),
+            st.sampled_from(["unavailable", "worker_crashed"]),
+            st.sampled_from([0, 500]),
+        ),
+        st.tuples(st.just("cancel"), tenants, jobs),
+        st.tuples(st.just("tick")),
+        st.tuples(st.just("misplaced")),
+        st.tuples(st.just("later"), st.sampled_from([1, 1_000, LEASE_MS - 1, LEASE_MS])),
+        st.tuples(st.just("restart")),
+    ),
+    max_size=70,
+)
+
+
+def record_of(fold, operation, pool):
+    match operation:
+        case ("enqueue", tenant, number, priority, cost_us):
+            return fold.record(arrival(uid(f"j{number}"), priority, cost_us), tenant)
+        case ("weigh", tenant, version, weight, enterprise, max_running):
+            return fold.record(weigh(version, weight, enterprise=enterprise, max_running=max_running), tenant)
+        case ("join", executor, number, slots):
+            return fold.record(join(executor, number, slots))
+        case ("beat", executor, number, honest):
+            return fold.record(beat(executor, number, pool.held(executor) if honest else ()))
+        case ("left", executor, number):
+            return fold.record(ExecutorLeft(executor=executor, incarnation=incarnation(executor, number)))
+        case ("report", which, status, reason, worker_us):
+            past = [emit.data for emit in fold.emitted(JobDispatched)]
+            if past:
+                one = past[-1 - which % len(past)]
+                return fold.record(report(one.job_id, one.attempt, status, reason, worker_us, one.incarnation))
+        case ("cancel", tenant, number):
+            return fold.record(PoolCancelRequested(job_id=uid(f"j{number}")), tenant)
+        case ("misplaced",):
+            return fold.record(JobCancelRequested(job_id=uid("j0")))
+    return fold.record(ClockTick(role="scheduler"))
+
+
+def drain(fold, pool, step):
+    """A healthy executor comes and does everything that is left."""
+    fold.now_ms += LEASE_MS
+    step(fold.record(ClockTick(role="scheduler")))
+    step(fold.record(join("x1", 99, 4)))
+    for _ in range(200):
+        if not pool.placed:
+            break
+        job = next(iter(pool.placed))
+        step(fold.record(report(job, pool.jobs[job][1], by=incarnation("x1", 99))))
+    assert not pool.jobs
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.integers(0, 4), operations)
+def test_whatever_executors_do_each_job_ends_once_and_restarts_change_nothing(weighed, sequence):
+    fold, restarted, spared = new_fold(), new_fold(), new_fold()
+    pool, arrived = Pool(), Counter()
+
+    def step(record):
+        restarted.now_ms = spared.now_ms = fold.now_ms
+        emits = fold.fold(record)
+        is_dead = bool(fold.dead) and fold.dead[-1][0] == record.offset
+        ends = [] if is_dead else pool.take(record, fold.now_ms)
+        if isinstance(record.event.data, JobEnqueued) and not is_dead:
+            arrived[record.event.data.job_id] += 1
+        pool.check(emits, ends, fold.now_ms)
+        restarted.fold(record)
+        if not is_dead:
+            spared.fold(record)
+
+    for tenant in TENANTS[:weighed]:
+        step(fold.record(weigh(enterprise=tenant == TENANTS[3]), tenant))
+    for operation in sequence:
+        if operation[0] == "later":
+            fold.now_ms += operation[1]
+        elif operation[0] == "restart":
+            restarted.restart()
+        else:
+            step(record_of(fold, operation, pool))
+    drain(fold, pool, step)
+    assert pool.over == arrived, "one end for each arrival"
+    assert not [key for key in fold.state if key.startswith(("job/", "share/"))], "nothing is left behind"
+    for twin in (restarted, spared):
+        assert [outcome.emits for outcome in twin.outcomes] == [outcome.emits for outcome in fold.outcomes]
+        assert twin.stored() == fold.stored()
+
+
+# One claim at a time
+
+
+def ready(*executors_, tenants_=TENANTS[:1]):
+    fold = new_fold()
+    for tenant in tenants_:
+        fold.feed(weigh(), tenant)
+    for executor in executors_:
+        fold.feed(join(executor))
+    return fold
+
+
+def test_nothing_is_dispatched_while_nobody_has_slots():
+    fold = ready()
+    assert fold.feed(arrival(uid("j")), TENANTS[0]) == ()
+    fold.now_ms += 60_000
+    assert fold.feed(ClockTick(role="scheduler")) == ()
+    (one,) = dispatched(fold.feed(join("x1")))
+    assert (one.job_id, one.executor, one.attempt, one.request) == (uid("j"), "x1", 1, REF)
+
+
+def test_a_dispatch_and_a_result_are_addressed_and_named_by_their_job():
+    fold = ready("x1")
+    (sent,) = fold.feed(arrival(uid("j")), TENANTS[0])
+    assert (sent.topic, sent.partition, sent.key) == ("job-dispatches", 1, uid("root"))
+    assert sent.event_id == derived_id(uid("j"), "dispatched/1")
+    fold.now_ms += 9
+    (ended,) = fold.feed(report(uid("j"), by=incarnation("x1", 1)))
+    assert (ended.topic, ended.key, ended.tenant) == ("job-results", uid("root"), TENANTS[0])
+    assert ended.event_id == derived_id(uid("j"), "finished")
+    assert (ended.data.executor, ended.data.requested_at_ms, ended.data.finished_at_ms) == ("x1", 5, fold.now_ms)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_an_unknown_tenants_or_repeated_arrival_is_a_dead_letter(twice):
+    fold = ready() if twice else new_fold()
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    assert fold.reasons() == (["duplicate-job"] if twice else ["unknown-tenant"] * 2)
+
+
+def test_a_silent_executors_job_goes_to_another_and_the_first_report_counts():
+    fold = ready("x1")
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    fold.now_ms += LEASE_MS - 1
+    assert fold.feed(ClockTick(role="scheduler")) == ()
+    fold.feed(join("x2"))
+    fold.now_ms += 1
+    (again,) = dispatched(fold.feed(ClockTick(role="scheduler")))
+    assert (again.executor, again.attempt) == ("x2", 2)
+    (ended,) = finished(fold.feed(report(uid("j"), 1, by=incarnation("x1", 1))))
+    assert (ended.attempt, ended.executor) == (1, ""), "the first attempt's executor is no longer known by name"
+    assert fold.feed(report(uid("j"), 2, by=incarnation("x2", 1))) == ()
+
+
+def test_a_late_failure_of_a_lost_attempt_does_not_end_the_last_one():
+    fold = ready()
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    for number in range(1, ATTEMPTS_MAX + 1):
+        (one,) = dispatched(fold.feed(join("x1", number)))
+        assert one.attempt == number
+    assert fold.feed(report(uid("j"), 2, JobStatus.FAILED, "unavailable")) == ()
+    (ended,) = finished(fold.feed(report(uid("j"), ATTEMPTS_MAX)))
+    assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, ATTEMPTS_MAX)
+
+
+def test_a_job_that_loses_every_executor_is_given_up():
+    fold = ready()
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    for number in range(1, ATTEMPTS_MAX + 1):
+        assert len(dispatched(fold.feed(join("x1", number)))) == 1
+    (ended,) = finished(fold.feed(join("x1", ATTEMPTS_MAX + 1)))
+    assert (ended.status, ended.reason) == (JobStatus.FAILED, "attempts_exhausted")
+
+
+@pytest.mark.parametrize("reason", sorted(RETRIED_REASONS))
+def test_a_failure_that_may_pass_is_tried_again_and_the_last_one_stands(reason):
+    fold = ready("x1")
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    for attempt in range(1, ATTEMPTS_MAX):
+        emits = fold.feed(report(uid("j"), attempt, JobStatus.FAILED, reason))
+        assert [one.attempt for one in dispatched(emits)] == [attempt + 1]
+        assert fold.feed(report(uid("j"), attempt, JobStatus.FAILED, reason)) == (), "a repeated report"
+    (ended,) = finished(fold.feed(report(uid("j"), ATTEMPTS_MAX, JobStatus.FAILED, reason)))
+    assert (ended.status, ended.reason, ended.attempt) == (JobStatus.FAILED, reason, ATTEMPTS_MAX)
+
+
+def test_only_a_waiting_job_can_be_cancelled_and_only_by_its_tenant():
+    fold = ready("x1", tenants_=TENANTS[:2])
+    for name in ("runs", "waits"):
+        fold.feed(arrival(uid(name)), TENANTS[0])
+    for job, tenant in ((uid("runs"), TENANTS[0]), (uid("waits"), TENANTS[1])):
+        assert fold.feed(PoolCancelRequested(job_id=job), tenant) == ()
+    (ended,) = finished(fold.feed(PoolCancelRequested(job_id=uid("waits"), reason="r"), TENANTS[0]))
+    assert (ended.status, ended.attempt, ended.detail) == (JobStatus.CANCELLED, 0, "r")
+
+
+def test_a_change_of_weight_moves_the_backlog_at_once_and_an_old_one_nothing():
+    fold = ready("x1", tenants_=TENANTS[:2])
+    for number in range(6):
+        for tenant in TENANTS[:2]:
+            fold.feed(arrival(uid(f"{tenant} {number}"), cost_us=1_000_000), tenant)
+    fold.feed(weigh(2, 10), TENANTS[1])
+    assert fold.feed(weigh(1, 1), TENANTS[1]) == ()
+    for _ in range(6):
+        running = fold.emitted(JobDispatched)[-1].data
+        fold.feed(report(running.job_id, worker_us=1_000_000))
+    served = [emit.tenant for emit in fold.emitted(JobDispatched)]
+    assert served[1:].count(TENANTS[1]) >= 5
+
+
+def test_a_raised_cap_lets_waiting_jobs_run_at_once():
+    fold = new_fold()
+    fold.feed(weigh(max_running=1), TENANTS[0])
+    fold.feed(join("x1", slots=3))
+    for number in range(3):
+        fold.feed(arrival(uid(f"j{number}")), TENANTS[0])
+    assert len(fold.emitted(JobDispatched)) == 1
+    assert len(dispatched(fold.feed(weigh(2, max_running=3), TENANTS[0]))) == 2
+
+
+def test_a_placed_job_that_its_executor_does_not_run_returns_after_a_lease():
+    """The dispatch itself can be lost to an executor that was just starting to read."""
+    fold = ready("x1")
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    fold.now_ms += LEASE_MS - 1
+    assert fold.feed(beat("x1")) == ()
+    fold.now_ms += 1
+    assert [one.attempt for one in dispatched(fold.feed(beat("x1")))] == [2]
+    fold.now_ms += LEASE_MS
+    assert fold.feed(beat("x1", running=[uid("j")])) == ()
+
+
+def test_any_measurement_that_an_event_can_hold_can_be_stored():
+    fold = ready("x1")
+    for number in range(4):
+        fold.feed(arrival(uid(f"j{number}")), TENANTS[0])
+    for number in range(4):
+        (ended,) = finished(fold.feed(report(uid(f"j{number}"), worker_us=2**63 - 1)))
+        assert ended.worker_us == 2**63 - 1
+        fold.restart()
+
+
+def test_the_trace_of_a_request_follows_its_job():
+    fold = ready("x1")
+    record = fold.record(arrival(uid("j")), TENANTS[0])
+    traced = type(record)(record.topic, record.partition, record.offset, record.key, record.event, b"00-trace-01")
+    (sent,) = fold.fold(traced)
+    fold.restart()
+    (ended,) = fold.feed(report(uid("j")))
+    assert sent.traceparent == ended.traceparent == b"00-trace-01"

@@ -1,0 +1,83 @@
+"""Gateways for tests: real ones, in this process, on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx
+import pytest_asyncio
+
+from settler_streams.events import TenantTier
+from settler_streams.gateway import serve
+from settler_streams.gateway.serve import bind
+from settler_streams.ids import TenantId
+from settler_streams.services import Scope
+from settler_streams.settings import Settings
+from tests.services_layer.platform import Platform
+
+JOB = {
+    "left": {"source": "inline", "rows": [{"reference": "a", "amount": "1.00"}]},
+    "right": {"source": "inline", "rows": [{"reference": "a", "amount": "1.00"}]},
+    "rules": {},
+}
+"""A valid request."""
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(
+    settings: Settings, drain_s: float = 0.0, port: int = 0
+) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A gateway's address, and the event that stops it."""
+    listener = bind("127.0.0.1", port)
+    url = "http://{}:{}".format(*listener.getsockname())
+    stop = asyncio.Event()
+    serving = asyncio.create_task(serve(settings, listener=listener, stop=stop, drain_s=drain_s))
+    try:
+        async with httpx.AsyncClient(timeout=30) as client:
+            # The socket listens already; the answer comes once the gateway is open.
+            asked = asyncio.create_task(client.get(f"{url}/readyz"))
+            await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                asked.cancel()
+                await serving
+            assert (await asked).json() == {"status": "ready"}
+        yield url, stop
+    finally:
+        stop.set()
+        async with asyncio.timeout(30):
+            await serving
+
+
+@pytest_asyncio.fixture(scope="session")
+async def gateway_url(platform: Platform) -> AsyncIterator[str]:
+    async with running_gateway(platform.settings) as (url, _stop):
+        yield url
+
+
+@dataclass
+class Keyed:
+    """A tenant and an HTTP client with its key."""
+
+    id: TenantId
+    key: str
+    http: httpx.AsyncClient
+
+
+@contextlib.asynccontextmanager
+async def keyed(
+    platform: Platform,
+    url: str,
+    tier: TenantTier = TenantTier.STARTER,
+    *,
+    scopes: object = tuple(Scope),
+    **more: object,
+) -> AsyncIterator[Keyed]:
+    """A new tenant that speaks to the gateway."""
+    tenant = (await platform.new_tenant(tier, **more)).tenant
+    issued = await platform.tenants.issue_api_key(tenant.id, scopes)  # type: ignore[arg-type]
+    headers = {"Authorization": f"Bearer {issued.key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http:
+        yield Keyed(tenant.id, issued.key, http)
