@@ -130,7 +130,11 @@ class Executor:
         await self._dispatches.position(tp)
 
     async def _disconnect(self) -> None:
+        # A job that outlasts the drain would keep this process from ending: the interpreter waits for its children.
+        children = list((self._processes._processes or {}).values())  # noqa: SLF001 - public from Python 3.14 on
         self._processes.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.kill()
         await asyncio.gather(self._dispatches.stop(), self._reader.stop(), self._producer.stop())
         await self._database.close()
 

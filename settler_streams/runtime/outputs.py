@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import aiokafka
+from aiokafka.errors import IllegalOperation, KafkaError
 
 
 class Outputs:
@@ -37,9 +38,14 @@ class Outputs:
         Raises:
             KafkaError: a batch was refused; the transaction must be aborted.
         """
-        sent = []
-        for (topic, partition), batches in self._batches.items():
-            for batch in batches:
-                batch.close()
-                sent.append(await self._producer.send_batch(batch, topic, partition=partition))
+        sent: list[Any] = []
+        try:
+            for (topic, partition), batches in self._batches.items():
+                for batch in batches:
+                    batch.close()
+                    sent.append(await self._producer.send_batch(batch, topic, partition=partition))
+        except (KafkaError, IllegalOperation):
+            # After a refusal the producer takes nothing more; why, only the batches that it had taken can tell.
+            await asyncio.gather(*sent)
+            raise
         await asyncio.gather(*sent)

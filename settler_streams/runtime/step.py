@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import structlog
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalOperation, KafkaError
 from aiokafka.structs import TopicPartition
 
 from settler_streams import __version__
@@ -202,8 +202,9 @@ class Step:
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
                 await session.producer.abort_transaction()
-        except (TimeoutError, KafkaError) as failure:
-            # The transaction's own timeout, or the next owner's fencing, ends it; nothing of it becomes visible.
+        except (TimeoutError, KafkaError, IllegalOperation, AssertionError) as failure:
+            # aiokafka refuses where its own state allows no abort: after a fatal error, or within a commit. The
+            # transaction's own timeout, or the next owner's fencing, ends it; nothing of it becomes visible.
             log.warning("abort not confirmed", fold=session.id.transactional_id, error=repr(failure))
 
     async def _bounded(self, work: Awaitable[None]) -> None:
@@ -213,7 +214,7 @@ class Step:
                 await work
         except TimeoutError as error:
             raise UnavailableError(f"{fold}: Kafka gave no answer in {STEP_DEADLINE_S:.0f} s") from error
-        except KafkaError as error:
+        except (KafkaError, IllegalOperation) as error:
             if fenced(error):
                 raise FencedError(f"{fold}: a newer owner has taken over the fold") from error
             raise UnavailableError(f"{fold}: {error!r}") from error

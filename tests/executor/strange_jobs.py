@@ -29,3 +29,9 @@ class CrashOnce:
 def raise_bug(*_args: object) -> NoReturn:
     """An error that nobody foresaw."""
     raise LookupError("an internal matter")
+
+
+def hang(*_args: object) -> NoReturn:
+    """A job that never ends by itself."""
+    while True:
+        signal.pause()

@@ -31,12 +31,13 @@ from settler_streams.ids import JobId, TenantId
 from settler_streams.settings import Settings
 from tests.agents.conftest import Platform
 from tests.executor.executors import executor_inside, executor_process, kill_group
-from tests.executor.strange_jobs import CrashOnce, raise_bug
+from tests.executor.strange_jobs import CrashOnce, hang, raise_bug
 from tests.runtime.kafka_log import Record
 from tests.runtime.requests import event_bytes, job_request, new_id
 
 pytestmark = pytest.mark.services
 
+CHILD_GONE_S_MAX = 10.0
 CSV = "id,amount,currency,date,reference\n1,10.00,EUR,2026-01-05,A\n"
 
 
@@ -169,6 +170,26 @@ async def test_a_second_attempt_may_begin_before_the_first_ones_report_was_ackno
     assert executor._running == {}
     assert not executor._failure.done()
     executor._processes.shutdown()
+
+
+async def test_a_job_that_never_ends_does_not_keep_the_executor_from_ending(
+    platform: Platform, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of the drain its process is killed, and the job goes to the next executor."""
+    monkeypatch.setattr(executor_module, "DRAIN_DEADLINE_S", 0.2)
+    with monkeypatch.context() as patched:
+        patched.setattr(executor_module, "run_job", hang)
+        async with executor_inside(settings, platform.log, "hanging") as executor:
+            job_id = await submit(platform, job_request())
+            await platform.log.until("job-dispatches", lambda records: dispatched(records, job_id) == [1])
+            children = list(executor._processes._processes.values())
+    assert children
+    for child in children:
+        child.join(CHILD_GONE_S_MAX)
+        assert not child.is_alive()
+    async with executor_inside(settings, platform.log, "next"):
+        finished = await result_of(platform, job_id)
+    assert (finished.status, finished.attempt) == (JobStatus.SUCCEEDED, 2)
 
 
 @pytest.mark.slow

@@ -15,13 +15,15 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.adapters.kafka.broker import admin
 from settler_streams.core.fold import FoldClock
-from settler_streams.errors import FencedError, StateError
+from settler_streams.errors import FencedError, StateError, UnavailableError
+from settler_streams.runtime import step as step_module
 from settler_streams.runtime.session import Session
 from settler_streams.runtime.state import StateCodec
 from settler_streams.settings import Settings
 from tests.runtime import counter
 from tests.runtime.counter import FORGET, Counter, Sum, arrived, fold, spec_of, tenant_in, usage
 from tests.runtime.kafka_log import KafkaLog
+from tests.services.interface import Service
 
 pytestmark = pytest.mark.services
 
@@ -114,6 +116,57 @@ async def test_what_a_zombie_had_sent_is_never_seen(log: KafkaLog, opened: Open,
     assert dict(owner.state) == {}
     await fold(owner, await arrived(log, owner))
     assert len(await log.read("sums", [partition])) == 1
+
+
+async def test_fencing_is_told_from_other_failures_whenever_it_is_noticed(
+    log: KafkaLog, opened: Open, partition: int
+) -> None:
+    """The first send is refused before the second is handed over: the client then says only that it cannot send."""
+    await log.append("usage-events", partition, [usage(local(partition))])
+    former = await opened(partition)
+    pending = await arrived(log, former)
+    await opened(partition)
+    send_batch = former.producer.send_batch
+
+    async def one_by_one(*args: object, **kwargs: object) -> object:
+        sent = await send_batch(*args, **kwargs)
+        await asyncio.wait([sent], timeout=20)
+        return sent
+
+    former.producer.send_batch = one_by_one
+    with pytest.raises(FencedError):
+        await fold(former, pending)
+
+
+async def test_a_broker_that_hangs_in_the_commit_loses_the_session_and_no_record(
+    log: KafkaLog, opened: Open, partition: int, kafka: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether the commit arrived; the next session reads what was decided, and goes on from there."""
+    await log.append("usage-events", partition, [usage(local(partition))])
+    first = await opened(partition)
+    pending = await arrived(log, first)
+    commit = first.commit
+
+    async def commit_into_silence() -> None:
+        kafka.pause()
+        await commit()
+
+    first.commit = commit_into_silence  # type: ignore[method-assign]
+    with monkeypatch.context() as patched:
+        patched.setattr(step_module, "STEP_DEADLINE_S", 0.5)
+        try:
+            with pytest.raises(UnavailableError, match="no answer"):
+                await fold(first, pending)
+        finally:
+            kafka.resume()
+    assert first.lost
+
+    second = await opened(partition)
+    if remaining := await arrived(log, second):
+        await fold(second, remaining)
+    assert second.state[f"sum/{local(partition)}"] == Sum(1, 1)
+    assert len(await log.read("sums", [partition])) == 1
+    assert await log.committed_offsets("counter", "usage-events", partition) == 1
 
 
 async def test_the_state_is_what_the_former_owner_had_committed(log: KafkaLog, opened: Open, partition: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,9 +16,10 @@ from aiokafka.admin import NewTopic
 from settler_streams.adapters.kafka.broker import admin
 from settler_streams.errors import ConfigurationError
 from settler_streams.events import StepJournal, decode
-from settler_streams.runtime.app import Batches, FoldApp
+from settler_streams.runtime.app import BatchAgent, Batches, FoldApp
 from settler_streams.runtime.session import Session
 from settler_streams.settings import Settings
+from settler_streams.workers.run import EXIT_ERROR, EXIT_FENCED, EXIT_STATE, run
 from tests.runtime import counter
 from tests.runtime.apps import running
 from tests.runtime.counter import spec_of, tenant_in, usage
@@ -39,7 +41,7 @@ async def log(settings: Settings) -> KafkaLog:
 class Worker:
     """One member of the counter's group."""
 
-    def __init__(self, log: KafkaLog) -> None:
+    def __init__(self, log: KafkaLog, agent: BatchAgent | None = None) -> None:
         self.sessions: dict[int, list[Session]] = {}
         self.log = log
 
@@ -55,7 +57,7 @@ class Worker:
             partitions=counter.PARTITIONS,
             new_session=new_session,
         )
-        self.app.batch_agent(count)
+        self.app.batch_agent(agent or count)
 
     async def owns(self, number: Callable[[int], bool], wait_s: float = 40.0) -> set[int]:
         """Wait until it owns so many open folds."""
@@ -121,6 +123,51 @@ async def test_a_member_that_only_waits_stays_in_the_group(log: KafkaLog) -> Non
         assert await worker.owns(lambda n: n == counter.PARTITIONS)
 
 
+async def test_an_exception_in_an_agent_ends_the_worker_and_its_batch_is_folded_after_the_restart(
+    log: KafkaLog,
+) -> None:
+    async def failing(batches: Batches) -> None:
+        async for batch in batches:
+            async with batch.step() as step:
+                for record in step.decode():
+                    outcome = step.decide(batch.logic, record)
+                    step.apply(outcome)
+                    step.publish(outcome)
+                raise ZeroDivisionError
+
+    offsets = [await log.append("usage-events", partition, [usage(tenant_in(partition))]) for partition in (2, 5)]
+    before = await log.read("sums")
+    async with signals_restored(), asyncio.timeout(60):
+        assert await run([Worker(log, failing).app]) == EXIT_ERROR
+    assert await log.read("sums") == before
+
+    async with running([Worker(log).app]):
+        for partition, (offset,) in zip((2, 5), offsets, strict=True):
+            await log.until("counter-journal", lambda r, p=partition, o=offset: last_folded(r, p) >= o)
+    assert len(await log.read("sums")) == len(before) + 2
+
+
+async def test_a_fenced_worker_says_so_in_its_exit_code(log: KafkaLog) -> None:
+    """Another owner of one fold opens while the group still counts this worker as its owner."""
+    worker = Worker(log)
+    async with signals_restored(), asyncio.timeout(60):
+        ended = asyncio.create_task(run([worker.app]))
+        await worker.owns(lambda n: n == counter.PARTITIONS)
+        usurper = Session(spec_of(log), 3)
+        await usurper.open()
+        await log.append("usage-events", 3, [usage(tenant_in(3))])
+        assert await ended == EXIT_FENCED
+        await usurper.close()
+
+
+async def test_a_state_that_cannot_be_read_has_an_exit_code_of_its_own(log: KafkaLog, settings: Settings) -> None:
+    other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-state"}), log.topology)
+    await other.create()
+    await other.append("counter-changelog", 1, [(b"nonsense/1", b"?")])
+    async with signals_restored(), asyncio.timeout(60):
+        assert await run([Worker(other).app]) == EXIT_STATE
+
+
 async def test_a_missing_input_topic_stops_the_start(log: KafkaLog, settings: Settings) -> None:
     other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-miss"}), log.topology)
     await other.create(without=["usage-events"])
@@ -154,6 +201,18 @@ async def refuses_to_start(log: KafkaLog, named: str) -> None:
         await asyncio.wait([starting])
         async with asyncio.timeout(30):
             await worker.app.stop()
+
+
+@contextlib.asynccontextmanager
+async def signals_restored() -> AsyncIterator[None]:
+    """A worker handles SIGTERM and SIGINT of its process; afterwards the test runner does so again."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            asyncio.get_running_loop().remove_signal_handler(signum)
+            signal.signal(signum, handler)
 
 
 @contextlib.asynccontextmanager
