@@ -54,6 +54,10 @@ def changed(change: Callable[[dict[str, Any]], object], data: Any = None) -> byt
     return json.dumps(document, ensure_ascii=False).encode()
 
 
+def file_at(path: str) -> dict[str, str]:
+    return {"source": "file", "path": path, "format": "csv"}
+
+
 def finished() -> JobFinished:
     return JobFinished(
         job_id=new_id(), status=JobStatus.SUCCEEDED, attempt=1, kind="reconciliation", requested_at_ms=0,
@@ -85,6 +89,8 @@ BAD = [
     Bad("key-not-utf8", "key", event_bytes(job_request(), TENANT), key=b"\xff\xfe"),
     Bad("oversize", "oversize", changed(lambda d: d.update(padding="x" * (MIB + 1)))),
     Bad("near-the-broker-limit", "oversize", b"x" * (2 * MIB - 300)),
+    Bad("climbing-path", "outside-tenant", changed(lambda d: d["data"].update(left=file_at("../other/secret.csv")))),
+    Bad("absolute-path", "outside-tenant", changed(lambda d: d["data"].update(left=file_at("/etc/passwd")))),
     Bad("nul", "nul-character", changed(lambda d: d["data"].update(kind="a\0b"))),
     Bad("65-bit-integer", "schema", changed(lambda d: d["data"].update(estimated_cost_us=2**64))),
     Bad(

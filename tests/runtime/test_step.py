@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 import pytest_asyncio
@@ -78,7 +78,11 @@ async def test_a_step_commits_outputs_state_journal_and_offsets_together(
     changelog = await log.read("counter-changelog", [partition])
     stored = {record.key.decode(): session.codec.decode(record.key.decode(), record.value) for record in changelog}
     assert len(changelog) == 3, "one record for each touched key, however often it was touched"
-    assert stored == {f"sum/{tenant}": Sum(13, 3), f"sum/{other}": Sum(5, 1), "clock/": FoldClock(now_ms)}
+    assert stored == {
+        f"sum/{tenant}": Sum(13, 3),
+        f"sum/{other}": Sum(5, 1),
+        "clock/": FoldClock(now_ms, {"usage-events": 5}),
+    }
     (journal,) = [event.data for event in await log.events("counter-journal", [partition])]
     assert isinstance(journal, StepJournal)
     ((run),) = journal.runs
@@ -99,7 +103,7 @@ async def test_an_aborted_step_leaves_nothing_and_its_repetition_is_equal_to_the
     records = await arrived(log, first)
     before = dict(first.state)
 
-    async def unknown_outcome() -> None:
+    async def unknown_outcome(_positions: object) -> None:
         raise UnavailableError("the broker's answer was lost")
 
     first.commit = unknown_outcome  # type: ignore[method-assign]
@@ -175,9 +179,9 @@ async def test_offsets_are_added_only_when_every_send_was_answered(log: KafkaLog
         sends.append(await send_batch(*args, **kwargs))
         return sends[-1]
 
-    async def checked() -> None:
+    async def checked(positions: Mapping[TopicPartition, int]) -> None:
         answered.extend(send.done() for send in sends)
-        await commit()
+        await commit(positions)
 
     session.producer.send_batch = recorded
     session.commit = checked  # type: ignore[method-assign]

@@ -51,6 +51,7 @@ class Worker:
             return session
 
         self.app = FoldApp(
+            "counter",
             f"{log.settings.deployment}.counter",
             bootstrap_servers=log.settings.kafka_bootstrap_servers,
             input_topics=(log.full("usage-events"),),
