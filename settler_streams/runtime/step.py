@@ -24,6 +24,7 @@ from aiokafka.structs import TopicPartition
 
 from settler_streams import __version__
 from settler_streams.adapters.kafka import dead_letter_form as deadletters
+from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, Outcome, Record
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, encode, envelope
@@ -197,7 +198,7 @@ class Step:
         session.lost = True
         session.state.discard()
         log.error("step aborted", fold=session.id.transactional_id, error=repr(error))
-        if fenced(error):
+        if isinstance(error, FencedError):
             return
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
@@ -218,13 +219,3 @@ class Step:
             if fenced(error):
                 raise FencedError(f"{fold}: a newer owner has taken over the fold") from error
             raise UnavailableError(f"{fold}: {error!r}") from error
-
-
-def fenced(error: BaseException) -> bool:
-    """Whether ``error`` says that a newer producer of the same transactional id exists."""
-    name = type(error).__name__
-    return isinstance(error, FencedError) or name in {
-        "ProducerFenced",
-        "InvalidProducerEpoch",
-        "InvalidProducerIdMapping",
-    }

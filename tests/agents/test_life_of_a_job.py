@@ -77,7 +77,9 @@ async def test_a_request_sent_twice_is_one_job(platform: Platform, settings: Set
     async with executor_inside(settings, log, "twice"):
         await log.append("job-requests", 1, [(tenant.encode(), event)] * 3)
         await log.append("job-requests", 1, [(tenant.encode(), event_bytes(request(), tenant, event_id=last))])
-        results = await log.until("job-results", lambda records: bool(of(records, last, JobFinished)))
+        results = await log.until(
+            "job-results", lambda records: all(of(records, job, JobFinished) for job in (job_id, last))
+        )
     assert len(of(results, job_id, JobFinished)) == 1
     assert len(of(await log.read("job-decisions"), job_id, JobDecided)) == 1
     assert len(of(await log.read("job-dispatches"), job_id, JobDispatched)) == 1

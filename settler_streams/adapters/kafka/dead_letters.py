@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiokafka
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalOperation, KafkaError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form as form
+from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.settings import Settings
 from settler_streams.topology import BROKER_LIMIT_FACTOR, Topology, full_name
@@ -244,20 +245,30 @@ def _check_origin(settings: Settings, topology: Topology, letter: DeadLetter) ->
 
 async def _send(producer: aiokafka.AIOKafkaProducer, dead_letters: str, chunk: Sequence[DeadLetter]) -> None:
     async with producer.transaction():
-        sent = []
-        for letter in chunk:
-            own = [(name, value) for name, value in letter.headers.items() if not name.startswith("dl-")]
-            headers = [*own, (form.ATTEMPTS, str(letter.attempts).encode())]
-            sent.append(
-                await producer.send(
-                    letter.topic, letter.value, key=letter.key, partition=letter.origin_partition, headers=headers
-                )
-            )
-            marker = [(form.REDRIVEN, str(letter.offset).encode())]
-            sent.append(
-                await producer.send(dead_letters, b"", key=letter.key, partition=letter.partition, headers=marker)
-            )
+        sent: list[asyncio.Future[Any]] = []
+        try:
+            for letter in chunk:
+                sent += await _send_one(producer, dead_letters, letter)
+        except (KafkaError, IllegalOperation):
+            # After a refusal the producer takes nothing more; why, only what it had taken can tell.
+            await asyncio.gather(*sent)
+            raise
         await asyncio.gather(*sent)  # a transaction commits even when a send in it has failed, so each is awaited
+
+
+async def _send_one(
+    producer: aiokafka.AIOKafkaProducer, dead_letters: str, letter: DeadLetter
+) -> list[asyncio.Future[Any]]:
+    """The record back to where it came from, and the marker that it has been."""
+    own = [(name, value) for name, value in letter.headers.items() if not name.startswith("dl-")]
+    headers = [*own, (form.ATTEMPTS, str(letter.attempts).encode())]
+    marker = [(form.REDRIVEN, str(letter.offset).encode())]
+    return [
+        await producer.send(
+            letter.topic, letter.value, key=letter.key, partition=letter.origin_partition, headers=headers
+        ),
+        await producer.send(dead_letters, b"", key=letter.key, partition=letter.partition, headers=marker),
+    ]
 
 
 async def _read(
@@ -329,8 +340,8 @@ def _chunks(letters: Sequence[DeadLetter], size: int) -> list[Sequence[DeadLette
 async def _translated(doing: str) -> AsyncIterator[None]:
     try:
         yield
-    except (KafkaError, TimeoutError) as error:
-        if type(error).__name__ in {"ProducerFenced", "InvalidProducerEpoch"}:
+    except (KafkaError, IllegalOperation, TimeoutError) as error:
+        if fenced(error):
             raise ConflictError(
                 "another redrive has taken over; look at `settler dlq list` and run it again"
             ) from error
