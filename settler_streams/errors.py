@@ -75,6 +75,10 @@ class RecordError(SettlerError):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, str]]:
+        """Two arguments, so that the error survives the way back from a child process."""
+        return type(self), (self.reason, self.detail)
+
 
 class FencedError(SettlerError):
     """Another owner has taken over this fold; what this process was doing has been aborted."""

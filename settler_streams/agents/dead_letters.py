@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from aiokafka.structs import ConsumerRecord
 
-from settler_streams.adapters.kafka import dead_letter_form as deadletters
-from settler_streams.adapters.postgres.effects import DeadLetter, Effect
+from settler_streams.adapters.kafka import dead_letter_form
+from settler_streams.adapters.kafka.dead_letters import DeadLetter
+from settler_streams.adapters.postgres.effects import DeadLetter as DeadLetterRow
+from settler_streams.adapters.postgres.effects import Effect
 from settler_streams.ids import PLATFORM, TenantId, canonical_tenant
 from settler_streams.runtime.app import Batches
 
@@ -25,23 +27,24 @@ async def dead_letters(batches: Batches) -> None:
 
 def effects_of(raw: ConsumerRecord[bytes, bytes]) -> tuple[Effect, ...]:
     """The index row of one dead letter; a record without our headers did not come from here and has none."""
-    headers = {name: value.decode(errors="replace") for name, value in raw.headers if value is not None}
-    if deadletters.REASON not in headers:
+    headers = {name: value for name, value in raw.headers if value is not None}
+    if dead_letter_form.REASON not in headers:
         return ()
-    letter = DeadLetter(
+    letter = DeadLetter(raw.partition, raw.offset, raw.key, raw.value or b"", headers)
+    row = DeadLetterRow(
         tenant_id=_tenant_of(raw.key),
-        letter_partition=raw.partition,
-        letter_offset=raw.offset,
-        role=headers[deadletters.ROLE],
-        reason=headers[deadletters.REASON],
-        detail=headers[deadletters.DETAIL].replace("\0", "\\0"),
-        origin_topic=headers[deadletters.TOPIC],
-        origin_partition=int(headers[deadletters.PARTITION]),
-        origin_offset=int(headers[deadletters.OFFSET]),
-        attempts=int(headers[deadletters.ATTEMPTS]),
-        refused_at_ms=int(headers[deadletters.AT_MS]),
+        letter_partition=letter.partition,
+        letter_offset=letter.offset,
+        role=letter.role,
+        reason=letter.reason,
+        detail=letter.detail.replace("\0", "\\0"),
+        origin_topic=letter.topic,
+        origin_partition=letter.origin_partition,
+        origin_offset=letter.origin_offset,
+        attempts=max(1, letter.attempts),
+        refused_at_ms=letter.at_ms,
     )
-    return (letter,)
+    return (row,)
 
 
 def _tenant_of(key: bytes | None) -> TenantId:
