@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from settler_streams.errors import RecordError
+from settler_streams.errors import ConfigurationError, RecordError
 from settler_streams.ids import partition_of
 from settler_streams.topology import Topology
 
@@ -18,11 +18,26 @@ class Router:
     def __init__(self, topology: Topology) -> None:
         self._partitions = {topic.name: topology.partitions(topic.name) for topic in topology.topics}
         self._keyed = frozenset(topic.name for topic in topology.topics if topic.key == "root-tenant")
+        self._edges = frozenset(
+            (role, topic.name, event_type)
+            for topic in topology.topics
+            for role in topic.writers
+            for event_type in topic.events
+        )
         self._hash = lru_cache(maxsize=KEYS_REMEMBERED)(partition_of)
 
     def partition_for(self, topic: str, key: str) -> int:
         """Where a record of ``topic`` with ``key`` belongs, by Kafka's default partitioner."""
         return self._hash(key, self._partitions[topic])
+
+    def check_output(self, role: str, topic: str, event_type: str) -> None:
+        """Hold what a role publishes against the declaration: its readers rely on who may write what.
+
+        Raises:
+            ConfigurationError: the topology does not declare it.
+        """
+        if (role, topic, event_type) not in self._edges:
+            raise ConfigurationError(f"the topology does not let {role} write {event_type} to {topic}")
 
     def home_of(self, topic: str, key: str, arrived_in: int) -> int:
         """The partition in which an arrived record should be: another one if its producer used another partitioner.

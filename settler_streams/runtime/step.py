@@ -123,6 +123,7 @@ class Step:
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
         for emit in outcome.emits:
+            self._spec.router.check_output(self._session.id.role, emit.topic, emit.data.event_type)
             headers = [_CONTENT_TYPE]
             if (trace := emit.traceparent or record.traceparent) is not None:
                 headers.append((TRACEPARENT, trace))
