@@ -8,6 +8,8 @@ from settler_streams.errors import InvalidRequestError
 from settler_streams.events import JobRequested
 from settler_streams.gateway.bodies import MODEL_BODY_BYTES_MAX, read_event, read_model
 from settler_streams.gateway.controls import FlagChange
+from tests.gateway.gateways import keyed
+from tests.services_layer.platform import Platform
 
 pytestmark = pytest.mark.services
 
@@ -24,3 +26,10 @@ def test_a_body_of_nothing_but_mistakes_is_refused_at_the_first(rows: str) -> No
 def test_a_model_has_a_bounded_body() -> None:
     with pytest.raises(InvalidRequestError, match="bytes"):
         read_model(FlagChange, b"{" + b" " * MODEL_BODY_BYTES_MAX + b"}")
+
+
+async def test_results_since_before_there_was_time(platform: Platform, gateway_url: str) -> None:
+    async with keyed(platform, gateway_url) as tenant:
+        for since in ("1969-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+            async with tenant.http.stream("GET", "/v1/results", params={"since": since}) as stream:
+                assert stream.status_code == 200
