@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import JobRequested
+from settler_streams.gateway import connections
 from settler_streams.gateway.bodies import MODEL_BODY_BYTES_MAX, read_event, read_model
 from settler_streams.gateway.controls import FlagChange
 from tests.gateway.gateways import keyed
@@ -33,3 +36,20 @@ async def test_results_since_before_there_was_time(platform: Platform, gateway_u
         for since in ("1969-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
             async with tenant.http.stream("GET", "/v1/results", params={"since": since}) as stream:
                 assert stream.status_code == 200
+
+
+async def test_a_head_that_does_not_come_costs_the_connection(
+    gateway_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_DEADLINE_S", 0.1)
+    host, port = gateway_url.removeprefix("http://").split(":")
+    whole = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    for before, sent in ((b"", b""), (b"", whole[:20]), (whole, b"GET ")):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(10):
+            if before:
+                writer.write(before)
+                assert (await reader.readuntil(b'{"status":"live"}')).startswith(b"HTTP/1.1 200")
+            writer.write(sent)
+            assert await reader.read() == b""  # ends when the gateway closes
+        writer.close()
