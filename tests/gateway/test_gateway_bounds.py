@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 
-from settler_streams.errors import InvalidRequestError
-from settler_streams.events import JobRequested
+from settler_streams.errors import InvalidRequestError, UnavailableError
+from settler_streams.events import JobRequested, TenantTier
 from settler_streams.gateway import connections
 from settler_streams.gateway.bodies import MODEL_BODY_BYTES_MAX, read_event, read_model
 from settler_streams.gateway.controls import FlagChange
+from settler_streams.services import Scope, api_keys
 from tests.gateway.gateways import keyed
 from tests.services_layer.platform import Platform
 
@@ -53,3 +54,21 @@ async def test_a_head_that_does_not_come_costs_the_connection(
             writer.write(sent)
             assert await reader.read() == b""  # ends when the gateway closes
         writer.close()
+
+
+async def test_a_flood_of_unknown_keys_leaves_known_ones_their_connections(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_keys, "STRANGERS_WAITING_MAX", 3)
+    tenant = (await platform.new_tenant(TenantTier.STARTER)).tenant
+    issued = await platform.tenants.issue_api_key(tenant.id, tuple(Scope))
+    keys = api_keys.ApiKeys(platform.pool)
+    assert (await keys.authenticate(issued.key)).tenant_id == tenant.id
+    async with platform.pool.tenant(tenant.id), keys._strangers, keys._strangers:  # both look-ups are under way
+        flood = [asyncio.create_task(keys.authenticate(issued.key[:-4] + f"{n:04}")) for n in range(4)]
+        async with asyncio.timeout(10):
+            with pytest.raises(UnavailableError):
+                await flood[3]
+            assert (await keys.authenticate(issued.key)).tenant_id == tenant.id
+    answers = await asyncio.gather(*flood[:3], return_exceptions=True)
+    assert [type(answer) for answer in answers] == [api_keys.AuthenticationError] * 3
