@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from settler_streams.errors import InvalidRequestError, UnavailableError
 from settler_streams.events import JobRequested, TenantTier
-from settler_streams.gateway import connections
+from settler_streams.gateway import connections, health
 from settler_streams.gateway.bodies import MODEL_BODY_BYTES_MAX, read_event, read_model
 from settler_streams.gateway.controls import FlagChange
 from settler_streams.services import Scope, api_keys
@@ -72,3 +77,24 @@ async def test_a_flood_of_unknown_keys_leaves_known_ones_their_connections(
             assert (await keys.authenticate(issued.key)).tenant_id == tenant.id
     answers = await asyncio.gather(*flood[:3], return_exceptions=True)
     assert [type(answer) for answer in answers] == [api_keys.AuthenticationError] * 3
+
+
+async def test_readiness_asked_many_times_at_once_asks_the_database_once() -> None:
+    asked, release = [], asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def platform() -> AsyncIterator[SimpleNamespace]:
+        asked.append(1)
+        await release.wait()
+        yield SimpleNamespace(fetchval=AsyncMock())
+
+    gateway: Any = SimpleNamespace(pool=SimpleNamespace(platform=platform), database_probe=None)
+    askers = [asyncio.create_task(health._database_answers(gateway)) for _ in range(50)]
+    await asyncio.sleep(0)
+    askers[0].cancel()
+    release.set()
+    answers = await asyncio.gather(*askers, return_exceptions=True)
+    assert answers[1:] == [True] * 49
+    assert len(asked) == 1
+    assert await health._database_answers(gateway)
+    assert len(asked) == 2, "an answer is not kept"
