@@ -87,6 +87,20 @@ class Settings(BaseModel):
     gateway_port: Port = _env("SETTLER_GATEWAY_PORT", 8080, "port the gateway listens on")
     metrics_port: int = _env("SETTLER_METRICS_PORT", 0, "port of a worker's /metrics; 0: a free one", ge=0, le=65535)
     executor_slots: int = _env("SETTLER_EXECUTOR_SLOTS", 4, "jobs one executor runs at once", ge=1, le=256)
+    executor_memory_mib: int = _env(
+        "SETTLER_EXECUTOR_MEMORY_MIB",
+        4096,  # two sets of 1,000,000 rows, the most that are read, took 2.6 GiB on two cores
+        "address space of one job's process (an executor has one per core)",
+        ge=1024,
+        le=1024 * 1024,
+    )
+    executor_job_s: int = _env(
+        "SETTLER_EXECUTOR_JOB_S",
+        300,  # the same sets took 6 s; many ambiguous rows, a slow disk and busy cores may take ten times that
+        "longest time of one job in seconds; beyond it the attempt fails",
+        ge=1,
+        le=86_400,
+    )
     data_dir: Path = _env(
         "SETTLER_DATA_DIR",
         Path(platformdirs.user_data_dir("settler-streams")),

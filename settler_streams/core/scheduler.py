@@ -124,7 +124,7 @@ class Scheduler:
         emits: list[Emit] = []
         match record.event.data:
             case JobEnqueued() as job:
-                self._enqueue(record, job)
+                emits += self._enqueue(record, job, now_ms)
             case AttemptFinished() as report:
                 emits += self._reported(report, now_ms)
             case TenantWeighted() as weighted:
@@ -147,19 +147,23 @@ class Scheduler:
         changes = self._drain()
         return Outcome(changes, tuple(emits)) if changes or emits else NOTHING
 
-    def _enqueue(self, record: Record, job: JobEnqueued) -> None:
+    def _enqueue(self, record: Record, job: JobEnqueued, now_ms: int) -> list[Emit]:
+        """Let a job wait. The id of another tenant's job ends it: its tenant's reservation must not outlive it."""
         tenant, job_id = record.event.tenantid, JobId(job.job_id)
-        if self._queue.job(job_id) is not None:
+        present = self._queue.job(job_id)
+        if present is not None and present.tenant == tenant:
             raise RecordError("duplicate-job", f"job {job_id} is already in the pool")
         contract = value_of(self._state, f"contract/{tenant}", TenantContract)
         if contract is None:
             raise RecordError("unknown-tenant", f"no weight is known for tenant {tenant}")
+        queued = QueuedJob(tenant, job_id, _PRIORITY[job.priority], self._arrivals + 1, job.estimated_cost_us)
+        pool_job = PoolJob(queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, record.traceparent)
+        if present is not None:
+            return [_ended(pool_job, JobStatus.FAILED, "id_taken", "submit it again under another id", now_ms)]
         self._arrivals += 1
-        queued = QueuedJob(tenant, job_id, _PRIORITY[job.priority], self._arrivals, job.estimated_cost_us)
-        self._new_jobs[job_id] = PoolJob(
-            queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, record.traceparent
-        )
+        self._new_jobs[job_id] = pool_job
         self._queue.enqueue(queued, contract.contract)
+        return []
 
     def _weighted(self, record: Record, weighted: TenantWeighted, now_ms: int) -> Outcome:
         """A change of tier, weight or cap holds for the tenant's whole backlog at once."""

@@ -8,9 +8,7 @@ of that attempt alone. An executor that dies is noticed by its missing heartbeat
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import datetime as dt
-import multiprocessing
 import os
 import socket
 import time
@@ -41,8 +39,9 @@ from settler_streams.events import (
     encode,
     envelope,
 )
+from settler_streams.executor.children import ChildProcesses, JobOutOfMemoryError, JobTimedOutError
 from settler_streams.executor.requests import RequestReader
-from settler_streams.executor.work import AttemptRows, end_with_parent, run_job, warm_up
+from settler_streams.executor.work import AttemptRows, run_job
 from settler_streams.ids import PLATFORM, JobId, TenantId, uuid7
 from settler_streams.settings import Settings
 from settler_streams.signals import stop_on_signals
@@ -85,7 +84,11 @@ class Executor:
             bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0
         )
         self._database: TenantConnectionPool
-        self._processes = self._new_processes()
+        self._children = ChildProcesses(
+            min(self._slots, os.cpu_count() or 1),
+            memory_bytes_max=settings.executor_memory_mib * 1024 * 1024,
+            job_s_max=settings.executor_job_s,
+        )
 
     async def run(self, stop: asyncio.Future[None]) -> None:
         """Join the pool, work until ``stop`` or a failure, then leave it.
@@ -115,26 +118,17 @@ class Executor:
     def _slots(self) -> int:
         return self._settings.executor_slots
 
-    @property
-    def _workers(self) -> int:
-        return min(self._slots, os.cpu_count() or 1)
-
     async def _connect(self) -> None:
         await asyncio.gather(self._producer.start(), self._dispatches.start(), self._reader.start())
         self._database = await TenantConnectionPool.open(self._settings)
-        loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(self._processes, warm_up) for _ in range(self._workers)))
+        await self._children.start()
         tp = TopicPartition(full_name(self._settings.deployment, "job-dispatches"), self._pool_number)
         self._dispatches.assign([tp])
         await self._dispatches.seek_to_end(tp)
         await self._dispatches.position(tp)
 
     async def _disconnect(self) -> None:
-        # A job that outlasts the drain would keep this process from ending: the interpreter waits for its children.
-        children = list((self._processes._processes or {}).values())  # noqa: SLF001 - public from Python 3.14 on
-        self._processes.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.kill()
+        self._children.close()
         await asyncio.gather(self._dispatches.stop(), self._reader.stop(), self._producer.stop())
         await self._database.close()
 
@@ -201,16 +195,10 @@ class Executor:
 
     async def _compute(self, tenant: TenantId, job_id: JobId, dispatch: JobDispatched) -> AttemptRows:
         request, record = await self._reader.read(tenant, job_id, dispatch.request)
-        loop = asyncio.get_running_loop()
-        processes = self._processes
         try:
-            return await loop.run_in_executor(processes, run_job, request, tenant, self._settings.record_sets_dir)
+            return await self._children.run(run_job, request, tenant, self._settings.record_sets_dir)
         except OutsideTenantError as error:
             await self._dead_letter(record, RecordError("outside-tenant", str(error)))
-            raise
-        except BrokenProcessPool:
-            if self._processes is processes:
-                self._processes = self._new_processes()
             raise
 
     async def _dead_letter(self, record: ConsumerRecord[bytes, bytes], error: RecordError) -> None:
@@ -225,14 +213,6 @@ class Executor:
             await self._producer.send_and_wait(
                 topic, record.value, key=record.key, partition=partition, headers=headers
             )
-
-    def _new_processes(self) -> concurrent.futures.ProcessPoolExecutor:
-        # Spawned, not forked: Polars' threads do not survive a fork.
-        return concurrent.futures.ProcessPoolExecutor(
-            max_workers=self._workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=end_with_parent,
-        )
 
     def _finished(
         self,
@@ -282,6 +262,10 @@ def _explained(error: Exception) -> tuple[str, str]:
     """What the report says of a failed attempt: a reason, and a detail that the tenant may read."""
     if isinstance(error, BrokenProcessPool):
         return "worker_crashed", str(error)
+    if isinstance(error, JobTimedOutError):
+        return "timed_out", str(error)
+    if isinstance(error, JobOutOfMemoryError):
+        return "out_of_memory", str(error)
     if isinstance(error, OutsideTenantError):
         return "outside_tenant", str(error)
     if not isinstance(error, SettlerError):

@@ -43,6 +43,8 @@ class Gateway:
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     streams: dict[str, int] = field(default_factory=dict)
     """Open event streams per tenant."""
+    database_probe: asyncio.Task[bool] | None = None
+    """The newest question to the database whether it answers; those who ask meanwhile share it."""
 
     @classmethod
     @asynccontextmanager

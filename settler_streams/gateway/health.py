@@ -46,12 +46,25 @@ async def _missing(gateway: Gateway) -> list[str]:
     missing = [f"feed of {feed.topic}" for feed in feeds if feed.stale]
     if not gateway.relay.running:
         missing.append("outbox relay")
+    if not await _database_answers(gateway):
+        missing.append("database")
+    return missing
+
+
+async def _database_answers(gateway: Gateway) -> bool:
+    """One question at a time, whoever asks: no key is needed for it, and the pool's connections are for tenants."""
+    if gateway.database_probe is None or gateway.database_probe.done():
+        gateway.database_probe = asyncio.create_task(_probe(gateway))
+    return await asyncio.shield(gateway.database_probe)  # who gives up must not end it for the others
+
+
+async def _probe(gateway: Gateway) -> bool:
     try:
         async with asyncio.timeout(PROBE_DEADLINE_S), gateway.pool.platform() as tx:
             await tx.fetchval(queries.ANSWERS)
     except (UnavailableError, TimeoutError):
-        missing.append("database")
-    return missing
+        return False
+    return True
 
 
 def _private(host: str) -> bool:

@@ -56,6 +56,8 @@ async def results(request: Request) -> Response:
     return ResultStream(gateway, principal, start)
 
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
 Start = int | dt.datetime | None
 """The next offset, a time, or None for now."""
 
@@ -77,6 +79,8 @@ def _start(request: Request) -> Start:
         raise InvalidRequestError("since: an RFC 3339 time or `beginning`") from error
     if at.tzinfo is None:
         raise InvalidRequestError("since: a time with its offset, such as 2026-01-01T00:00:00Z")
+    if at < _EPOCH:
+        return 0  # before the first record that there can be
     return at
 
 

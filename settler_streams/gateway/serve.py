@@ -11,6 +11,7 @@ import uvicorn
 
 from settler_streams.errors import ConfigurationError
 from settler_streams.gateway.app import create_app
+from settler_streams.gateway.connections import BoundedConnection
 from settler_streams.gateway.gateway import Gateway
 from settler_streams.settings import Settings
 
@@ -47,6 +48,8 @@ async def serve(
         async with Gateway.open(settings) as gateway:
             config = uvicorn.Config(
                 create_app(gateway),
+                http=BoundedConnection,
+                ws="none",  # no operation speaks it, and an upgraded connection would leave the bounds
                 lifespan="off",
                 log_config=None,
                 access_log=False,

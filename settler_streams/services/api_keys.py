@@ -6,6 +6,7 @@ tenant stands in the key, so the database context exists before the look-up.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import enum
 import hashlib
@@ -13,18 +14,25 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.errors import Disposition, InvalidRequestError, NotFoundError, SettlerError
+from settler_streams.errors import Disposition, InvalidRequestError, NotFoundError, SettlerError, UnavailableError
 from settler_streams.events import TenantStatus, TenantTier
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services import queries
 
 SECRET_BYTES = 32
+STRANGERS_AT_ONCE, STRANGERS_WAITING_MAX = 2, 50
+"""Look-ups of keys that this process does not know: a flood of made-up keys gets two connections of the pool, and 50
+look-ups of a millisecond each keep nobody waiting long."""
+KNOWN_MAX = 100_000
+"""Hashes of keys remembered, those of the latest requests; about 10 MB."""
 
 _KEY = re.compile(r"sk_([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
@@ -80,6 +88,9 @@ class ApiKeys:
 
     def __init__(self, pool: TenantConnectionPool) -> None:
         self._pool = pool
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._strangers = asyncio.Semaphore(STRANGERS_AT_ONCE)
+        self._strangers_waiting = 0
 
     async def issue(
         self,
@@ -132,19 +143,23 @@ class ApiKeys:
             )  # fmt: skip
 
     async def authenticate(self, api_key: str) -> Principal:
-        """Whom the key speaks for.
+        """Whom the key speaks for. Every request asks the database, so a revoked key is refused at once.
 
         Raises:
             AuthenticationError: it is not a key in force of a tenant that exists.
+            UnavailableError: too many keys that are new here are being looked up.
         """
         match = _KEY.fullmatch(api_key)
         if match is None:
             raise AuthenticationError
         tenant_id = TenantId(match[1])
-        async with self._pool.tenant(tenant_id) as tx:
-            row = await tx.fetchrow(queries.FIND_API_KEY, tenant_id, _hash(api_key))
+        key_hash = _hash(api_key)
+        async with self._door(key_hash), self._pool.tenant(tenant_id) as tx:
+            row = await tx.fetchrow(queries.FIND_API_KEY, tenant_id, key_hash)
         if row is None:
+            self._known.pop(key_hash, None)
             raise AuthenticationError
+        self._remember(key_hash)
         return Principal(
             tenant_id=tenant_id,
             root_id=TenantId(str(row["root_id"])),
@@ -153,6 +168,27 @@ class ApiKeys:
             key_id=str(row["id"]),
             scopes=frozenset(row["scopes"]),
         )
+
+    @asynccontextmanager
+    async def _door(self, key_hash: bytes) -> AsyncIterator[None]:
+        """Open to a key that was valid here before; narrow for all others together."""
+        if key_hash in self._known:
+            yield
+            return
+        if self._strangers_waiting >= STRANGERS_WAITING_MAX:
+            raise UnavailableError("too many unknown API keys are being looked up; try again later")
+        self._strangers_waiting += 1
+        try:
+            async with self._strangers:
+                yield
+        finally:
+            self._strangers_waiting -= 1
+
+    def _remember(self, key_hash: bytes) -> None:
+        self._known[key_hash] = None
+        self._known.move_to_end(key_hash)
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
 
 
 def _hash(key: str) -> bytes:

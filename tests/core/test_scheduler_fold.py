@@ -94,6 +94,7 @@ class Pool:
         self.placed = {}
         self.contracts = {}
         self.over = Counter()
+        self.taken = []
 
     def held(self, executor):
         return [job for job, (on, _) in self.placed.items() if on == executor]
@@ -104,6 +105,11 @@ class Pool:
     def take(self, record, now_ms):  # noqa: C901 - one case for each event of the log
         """Follow one input. Returns the ends it must lead to: (job, status, attempt)."""
         match record.event.data:
+            case JobEnqueued() as job if (
+                self.jobs.get(job.job_id, [record.event.tenantid])[0] != record.event.tenantid
+                and record.event.tenantid in self.contracts
+            ):
+                self.taken = [job.job_id]
             case JobEnqueued() as job if job.job_id not in self.jobs and record.event.tenantid in self.contracts:
                 self.jobs[job.job_id] = [record.event.tenantid, 0]
             case TenantWeighted() as weighted:
@@ -157,7 +163,11 @@ class Pool:
 
     def check(self, emits, ends, now_ms):
         """The ends are those that had to come, and every dispatch found a free slot of a living executor."""
-        assert [(end.job_id, end.status, end.attempt) for end in finished(emits)] == ends
+        taken = [end for end in finished(emits) if end.reason == "id_taken"]
+        assert [end.job_id for end in taken] == self.taken, "the id of another tenant's job ends the newcomer alone"
+        self.over.update(self.taken)
+        self.taken = []
+        assert [(end.job_id, end.status, end.attempt) for end in finished(emits) if end not in taken] == ends
         for job, _, _ in ends:
             del self.jobs[job]
             self.placed.pop(job, None)
@@ -328,6 +338,19 @@ def test_an_unknown_tenants_or_repeated_arrival_is_a_dead_letter(twice):
     fold.feed(arrival(uid("j")), TENANTS[0])
     fold.feed(arrival(uid("j")), TENANTS[0])
     assert fold.reasons() == (["duplicate-job"] if twice else ["unknown-tenant"] * 2)
+
+
+def test_a_job_under_the_id_of_another_tenants_job_ends_and_changes_nothing_for_the_other():
+    """Its tenant would otherwise hold a reservation for ever."""
+    fold = ready("x1", tenants_=TENANTS[:2])
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    (taken,) = fold.feed(arrival(uid("j")), TENANTS[1])
+    assert taken.tenant == TENANTS[1]
+    assert (taken.data.job_id, taken.data.status, taken.data.reason) == (uid("j"), JobStatus.FAILED, "id_taken")
+    ((ended,),) = [[emit for emit in fold.feed(report(uid("j"))) if isinstance(emit.data, JobFinished)]]
+    assert (ended.tenant, ended.data.status) == (TENANTS[0], JobStatus.SUCCEEDED)
+    (again,) = dispatched(fold.feed(arrival(uid("j")), TENANTS[1]))
+    assert again.job_id == uid("j")
 
 
 def test_a_silent_executors_job_goes_to_another_and_the_first_report_counts():

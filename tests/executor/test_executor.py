@@ -32,7 +32,7 @@ from settler_streams.ids import JobId, TenantId
 from settler_streams.settings import Settings
 from tests.agents.conftest import Platform
 from tests.executor.executors import executor_inside, executor_process, kill_group
-from tests.executor.strange_jobs import CrashOnce, hang, raise_bug
+from tests.executor.strange_jobs import CrashOnce, hang, raise_bug, take_memory
 from tests.runtime.kafka_log import Record
 from tests.runtime.requests import event_bytes, job_request, new_id
 
@@ -173,7 +173,7 @@ async def test_a_second_attempt_may_begin_before_the_first_ones_report_was_ackno
     await second
     assert executor._running == {}
     assert not executor._failure.done()
-    executor._processes.shutdown()
+    executor._children.close()
 
 
 async def test_a_job_that_never_ends_does_not_keep_the_executor_from_ending(
@@ -186,13 +186,38 @@ async def test_a_job_that_never_ends_does_not_keep_the_executor_from_ending(
         async with executor_inside(settings, platform.log, "hanging") as executor:
             job_id = await submit(platform, job_request())
             await platform.log.until("job-dispatches", lambda records: dispatched(records, job_id) == [1])
-            children = [psutil.Process(pid) for pid in executor._processes._processes]
+            children = [psutil.Process(child.pid) for child in executor._children.processes]
     assert children
     _, alive = psutil.wait_procs(children, timeout=CHILD_GONE_S_MAX)
     assert alive == []
     async with executor_inside(settings, platform.log, "next"):
         finished = await result_of(platform, job_id)
     assert (finished.status, finished.attempt) == (JobStatus.SUCCEEDED, 2)
+
+
+async def test_a_job_that_never_ends_gives_its_slot_back(
+    platform: Platform, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded = settings.model_copy(update={"executor_job_s": 3, "executor_slots": 1})
+    async with executor_inside(bounded, platform.log, "deadline"):
+        monkeypatch.setattr(executor_module, "run_job", hang)
+        finished = await result_of(platform, await submit(platform, job_request()))
+        monkeypatch.undo()
+        next_one = await result_of(platform, await submit(platform, job_request()))
+    assert (finished.status, finished.reason, finished.attempt) == (JobStatus.FAILED, "timed_out", 1)
+    assert next_one.status is JobStatus.SUCCEEDED
+
+
+async def test_a_job_without_end_in_memory_fails_once(
+    platform: Platform, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with executor_inside(settings, platform.log, "memory"):
+        monkeypatch.setattr(executor_module, "run_job", take_memory)
+        finished = await result_of(platform, await submit(platform, job_request()))
+        monkeypatch.undo()
+        next_one = await result_of(platform, await submit(platform, job_request()))
+    assert (finished.status, finished.reason, finished.attempt) == (JobStatus.FAILED, "out_of_memory", 1)
+    assert next_one.status is JobStatus.SUCCEEDED
 
 
 @pytest.mark.slow

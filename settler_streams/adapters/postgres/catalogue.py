@@ -48,11 +48,16 @@ _RULES: Final[dict[str, str]] = {
     SELECT polrelid::regclass || '.' || polname FROM pg_policy
     WHERE coalesce(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)) NOT LIKE '%app.tenant_id%'
     """,
+    "positions belong to the platform alone": """
+    SELECT relname FROM pg_class c WHERE oid = 'stream_positions'::regclass AND NOT (
+        relrowsecurity AND relforcerowsecurity
+        AND EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid AND polname = 'platform_rows' AND polcmd = '*'))
+    """,
     "only feature_flags and the relay widen": """
     SELECT polrelid::regclass || '.' || polname FROM pg_policy
     WHERE polpermissive AND polname <> 'tenant_rows'
       AND (polrelid::regclass::text, polname::text)
-          NOT IN (('feature_flags', 'platform_rows'), ('outbox', 'relay_rows'))
+          NOT IN (('feature_flags', 'platform_rows'), ('outbox', 'relay_rows'), ('stream_positions', 'platform_rows'))
     """,
     "the tenant column is never NULL": "SELECT name FROM tenant_tables WHERE NOT attnotnull",
     "a primary key leads with the tenant": """

@@ -55,6 +55,14 @@ async def test_a_protected_new_table_is_accepted(owner):
             "DROP POLICY tenant_rows_only_update ON feature_flags",
             "restrictive policies bind every role in every command: feature_flags (w)",
         ),
+        (
+            "ALTER TABLE stream_positions NO FORCE ROW LEVEL SECURITY",
+            "positions belong to the platform alone: stream_positions",
+        ),
+        (
+            "DROP POLICY platform_rows ON stream_positions",
+            "positions belong to the platform alone: stream_positions",
+        ),
         ("CREATE POLICY extra ON jobs USING (true)", "every policy asks for a context: jobs.extra"),
         (
             "CREATE POLICY extra ON jobs USING (current_setting('app.tenant_id') <> '')",

@@ -190,6 +190,22 @@ async def test_what_the_services_may_not_do(pool, create_tenant, statement):
             await tx.execute(statement)
 
 
+async def test_positions_are_the_platforms_alone(pool, create_tenant):
+    """A statement smuggled into a tenant's transaction must not make a consumer skip or repeat everybody's records."""
+    tenant_id, consumer = await create_tenant(), uuid.uuid4().hex
+    insert = "INSERT INTO stream_positions VALUES ($1, $2, 'topic', 0, 5)"
+    async with pool.platform() as tx:
+        await tx.execute(insert, consumer, uuid.uuid4())
+    async with pool.tenant(tenant_id) as tx:
+        assert await tx.fetchval("SELECT count(*) FROM stream_positions") == 0
+        assert await tx.execute("UPDATE stream_positions SET next_offset = 9") == "UPDATE 0"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+        async with pool.tenant(tenant_id) as tx:
+            await tx.execute(insert, consumer, uuid.uuid4())
+    async with pool.platform() as tx:
+        assert await tx.fetchval("SELECT next_offset FROM stream_positions WHERE consumer = $1", consumer) == 5
+
+
 async def test_switching_row_security_off_fails_instead_of_showing_rows(pool, create_tenant):
     tenant_id = await create_tenant()
     async with pool.tenant(tenant_id) as tx:
