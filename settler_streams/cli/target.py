@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from settler_streams.dev.stack.stack import GIVEN_BY
+from settler_streams.dev.stack.stack import PARTS
 from settler_streams.dev.system import LocalSystem
+from settler_streams.errors import UnavailableError
 from settler_streams.settings import Settings
 
 
@@ -15,8 +15,14 @@ def settings_of(state_dir: Path) -> Settings:
 
     Raises:
         ConfigurationError: a variable is wrong.
+        UnavailableError: the local system is meant, and it is not up.
     """
-    named = all(os.environ.get(variable) for variable in GIVEN_BY.values())
-    if named or not (state_dir / "services" / "state.json").exists():
+    if not (state_dir / "services" / "state.json").exists():
         return Settings.from_environment()
-    return LocalSystem(state_dir).settings
+    system = LocalSystem(state_dir)
+    if system.stack.external == frozenset(PARTS):
+        return Settings.from_environment()
+    stopped = [part.name for part in system.stack.status() if part.state == "stopped"]
+    if stopped and not system.stack.external:
+        raise UnavailableError(f"the local system is not up ({', '.join(stopped)} stopped); `settler up` starts it")
+    return system.settings

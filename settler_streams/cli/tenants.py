@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from settler_streams.cli.output import flag, json_flag, print_json, state_dir_flag
+from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import TenantTier
@@ -59,7 +59,11 @@ def create(
         )
         return created.tenant
 
-    _print(_with_service(state_dir, work), as_json=as_json)
+    tenant = _with_service(state_dir, work)
+    if as_json:
+        print_json(_document(tenant))
+    else:
+        click.echo(tenant.id)  # alone, so that a shell can keep it
 
 
 @tenants.command()
@@ -67,7 +71,7 @@ def create(
 @state_dir_flag()
 @json_flag()
 def show(tenant: str, state_dir: Path, as_json: bool) -> None:
-    """Show one tenant."""
+    """Show one tenant; ``quotas`` are its own limits, which override its tier's."""
     _print(_with_service(state_dir, lambda service: service.get(_tenant_id(tenant))), as_json=as_json)
 
 
@@ -122,7 +126,14 @@ def _tenant_id(text: str) -> TenantId:
 
 
 def _print(tenant: Tenant, *, as_json: bool) -> None:
-    document: dict[str, Any] = {
+    if as_json:
+        print_json(_document(tenant))
+    else:
+        print_table(("", ""), _document(tenant).items())
+
+
+def _document(tenant: Tenant) -> dict[str, Any]:
+    return {
         "id": tenant.id,
         "slug": tenant.slug,
         "name": tenant.name,
@@ -131,8 +142,5 @@ def _print(tenant: Tenant, *, as_json: bool) -> None:
         "parent_id": tenant.parent_id,
         "root_id": tenant.root_id,
         "version": tenant.version,
+        "quotas": dict(tenant.quotas),
     }
-    if as_json:
-        print_json(document)
-    else:
-        click.echo(tenant.id)

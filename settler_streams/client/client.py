@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from settler_streams.client.transport import Caller, Start, Transport
-from settler_streams.errors import SettlerError
+from settler_streams.errors import InvalidRequestError, SettlerError
 from settler_streams.events import (
     FileRecords,
     FlagAction,
@@ -29,7 +29,7 @@ from settler_streams.events import (
     Resource,
     UsageRecorded,
 )
-from settler_streams.ids import PLATFORM, JobId, TenantId, uuid7
+from settler_streams.ids import PLATFORM, JobId, TenantId, canonical_tenant, uuid7
 
 RESULT_TIMEOUT_S = 300.0
 """How long a job's result is waited for unless the caller says otherwise."""
@@ -75,8 +75,16 @@ class SettlerClient:
     """A tenant's client. Several clients may share one transport; whoever enters one starts and stops it."""
 
     def __init__(self, transport: Transport, tenant: TenantId, *, root: TenantId | None = None) -> None:
+        """``root`` is the tenant's root; without one, the tenant is its own.
+
+        Raises:
+            InvalidRequestError: ``tenant`` or ``root`` is not a UUID in canonical form.
+        """
+        try:
+            self._caller = Caller(canonical_tenant(tenant), canonical_tenant(root or tenant))
+        except ValueError as error:
+            raise InvalidRequestError(f"a client needs its tenant's id: {error}") from error
         self._transport = transport
-        self._caller = Caller(tenant, root or tenant)
 
     async def __aenter__(self) -> Self:
         await self._transport.start()

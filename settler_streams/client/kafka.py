@@ -65,7 +65,11 @@ class KafkaTransport:
         self._results: Answers[JobFinished] = Answers()
 
     async def start(self) -> None:
-        """Connect; a second start of a shared transport only counts its users."""
+        """Connect; a second start of a shared transport only counts its users.
+
+        Raises:
+            UnavailableError: Kafka did not answer; it may be started again.
+        """
         self._users += 1
         if self._users > 1:
             return
@@ -85,8 +89,14 @@ class KafkaTransport:
                 consumer.assign(tps)
                 await consumer.seek_to_end(*tps)
                 await asyncio.gather(*(consumer.position(tp) for tp in tps))
-        except (KafkaError, TimeoutError) as error:
-            raise UnavailableError(f"Kafka did not answer: {error!r}") from error
+        except BaseException as error:
+            ends = [asyncio.create_task(self._producer.stop()), asyncio.create_task(consumer.stop())]
+            await asyncio.wait(ends, timeout=SEND_DEADLINE_S)
+            self._users, self._producer = 0, None  # so that the next start connects
+            if isinstance(error, KafkaError | TimeoutError):
+                servers = self._settings.kafka_bootstrap_servers
+                raise UnavailableError(f"Kafka at {servers} did not answer: {error!r}") from error
+            raise
         self._reader = asyncio.create_task(self._follow(consumer))
 
     async def stop(self) -> None:

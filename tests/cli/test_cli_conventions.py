@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from settler_streams.cli import main as entry
 from settler_streams.cli.main import COMMANDS, settler
 from settler_streams.cli.output import EXIT_CODES
+from settler_streams.dev.stack.stack import GIVEN_BY
+from settler_streams.dev.stack.state import State, StateFile
 from settler_streams.errors import Disposition
 from settler_streams.events import REGISTRY
 
@@ -114,6 +116,17 @@ def test_an_unreachable_broker_is_worth_another_try(
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     assert run(monkeypatch, "topology", "plan", "--state-dir", str(tmp_path / "none")) == 75
     assert "Kafka at 127.0.0.1:1 did not answer" in capsys.readouterr().err
+
+
+def test_a_local_system_that_is_not_up_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in GIVEN_BY.values():
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "services").mkdir()
+    StateFile(tmp_path / "services" / "state.json").save(State())
+    assert run(monkeypatch, "dlq", "list", "--state-dir", str(tmp_path)) == 75
+    assert "`settler up` starts it" in capsys.readouterr().err
 
 
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -298,6 +298,20 @@ def test_the_environment_s_own_services_are_left_alone(make: Callable[..., Embed
         stack.part("valkey")
 
 
+def test_a_shell_that_names_the_stack_s_own_services_still_starts_and_stops_them(
+    make: Callable[..., EmbeddedStack],
+) -> None:
+    settings = make().up({"valkey"})
+    same = make(environ=settings.environment())
+    assert same.external == frozenset()
+    assert {part.name: part.state for part in same.status()}["valkey"] == "running"
+    other = make(environ={**settings.environment(), "DB_PORT": "1"})
+    assert other.external == {"postgres"}
+    same.down()
+    assert pids(make()) == {}
+    assert same.up({"valkey"}).redis_url() == settings.redis_url()
+
+
 def test_fixed_ports_are_used_and_refused_when_taken(make: Callable[..., EmbeddedStack]) -> None:
     port = ports.free_port()
     with socket.create_server(("127.0.0.1", port)):

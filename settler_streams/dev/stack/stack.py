@@ -1,7 +1,7 @@
 """The embedded stack: Kafka, PostgreSQL and Valkey started together, found again, and stopped together.
 
 What the environment names (``DB_HOST``, ``REDIS_HOST``, ``KAFKA_BOOTSTRAP_SERVERS``) is used as it is and never started
-or stopped.
+or stopped; unless it names the stack's own services, as in a shell that has evaluated ``settler env``.
 """
 
 from __future__ import annotations
@@ -94,13 +94,14 @@ class EmbeddedStack:
     ) -> None:
         self.state_dir = Path(os.path.abspath(state_dir))  # noqa: PTH100 - resolve() would follow links
         environ = os.environ if environ is None else environ
-        self.external: frozenset[PartName] = frozenset(name for name in PARTS if environ.get(GIVEN_BY[name]))
         self._base = Settings.from_environment(environ)
         self._ports = dict(ports or {})
         if unknown := self._ports.keys() - {port for names in PORTS_OF.values() for port in names}:
             raise ConfigurationError(f"no part has a port named {', '.join(sorted(unknown))}")
         self._runtime = runtime or Runtime()
         self._file = StateFile(self.state_dir / "state.json")
+        named = [name for name in PARTS if environ.get(GIVEN_BY[name])]
+        self.external: frozenset[PartName] = frozenset(name for name in named if not self._is_own(name))
         self._parts: dict[PartName, Part] = {}
         self._mutex = threading.Lock()
 
@@ -161,8 +162,8 @@ class EmbeddedStack:
 
     def status(self) -> list[PartStatus]:
         """How each part is now. Takes no lock, so that it also answers while another process starts the stack."""
-        state = self._load()
-        return [self._status(name) if name not in self.external else self._external(name, state) for name in PARTS]
+        self._load()
+        return [self._status(name) for name in PARTS]
 
     def part(self, name: PartName) -> Part:
         """The handle of one part, to stop or kill it alone; only after :meth:`up`, which also starts it again.
@@ -299,6 +300,8 @@ class EmbeddedStack:
         return self._base.model_copy(update=update)
 
     def _status(self, name: PartName) -> PartStatus:
+        if name in self.external:
+            return PartStatus(name, "external", self._named_address(name))
         part = self._parts[name]
         address = f"{HOST}:{part.port}"
         if not part.running or part.process.ref is None:
@@ -306,11 +309,16 @@ class EmbeddedStack:
         how: Literal["running", "silent"] = "running" if part.answers() else "silent"
         return PartStatus(name, how, address, pid=part.process.ref.pid, log=part.process.log)
 
-    def _external(self, name: PartName, state: State) -> PartStatus:
-        settings = self._settings(state)
+    def _is_own(self, name: PartName) -> bool:
+        """Whether the environment's address of a part is the one that this stack has stored for it."""
+        port = self._file.load().ports.get(name)
+        return port is not None and self._named_address(name) == f"{HOST}:{port}"
+
+    def _named_address(self, name: PartName) -> str:
+        """Where the environment says that a part is."""
         addresses = {
-            "kafka": settings.kafka_bootstrap_servers,
-            "postgres": f"{settings.db_host}:{settings.db_port}",
-            "valkey": f"{settings.redis_host}:{settings.redis_port}",
+            "kafka": self._base.kafka_bootstrap_servers,
+            "postgres": f"{self._base.db_host}:{self._base.db_port}",
+            "valkey": f"{self._base.redis_host}:{self._base.redis_port}",
         }
-        return PartStatus(name, "external", addresses[name])
+        return addresses[name]
