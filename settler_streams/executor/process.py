@@ -95,7 +95,7 @@ class Executor:
         """
         await self._connect()
         try:
-            await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
+            await self._join()
             log.info("executor ready", executor=self._name, incarnation=self._incarnation, slots=self._slots)
             tasks = [asyncio.create_task(self._heartbeats()), asyncio.create_task(self._follow())]
             waited: list[asyncio.Future[Any]] = [stop, self._failure, *tasks]
@@ -145,13 +145,22 @@ class Executor:
             task.cancel()
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
 
+    async def _join(self) -> None:
+        await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
+
     async def _heartbeats(self) -> None:
-        """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation."""
+        """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation.
+
+        Whether a lease still runs is for the log's own time to say, which this process does not see: after a broker
+        that stood still, a tick may lie before the heartbeat that was due. So each heartbeat comes with the join: it
+        changes nothing while the lease runs, or once a newer incarnation holds it, and opens a lease that has ended.
+        """
         renewed_s = time.monotonic()
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
             if time.monotonic() - renewed_s > LEASE_MS / 1000:
                 raise UnavailableError(f"no heartbeat for more than {LEASE_MS} ms: the lease of {self._name} has ended")
+            await self._join()
             running = tuple(sorted(self._running))
             await self._report(ExecutorHeartbeat(executor=self._name, incarnation=self._incarnation, running=running))
             renewed_s = time.monotonic()

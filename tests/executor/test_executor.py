@@ -12,6 +12,7 @@ import pytest
 
 from settler_streams.errors import InvalidRequestError, RecordError
 from settler_streams.events import (
+    ExecutorLeft,
     FileRecords,
     InlineRecords,
     JobDispatched,
@@ -28,7 +29,7 @@ from settler_streams.executor import process as executor_module
 from settler_streams.executor.process import Executor
 from settler_streams.executor.requests import RequestReader
 from settler_streams.executor.work import AttemptRows
-from settler_streams.ids import JobId, TenantId
+from settler_streams.ids import PLATFORM, JobId, TenantId
 from settler_streams.settings import Settings
 from tests.agents.conftest import Platform
 from tests.executor.executors import executor_inside, executor_process, kill_group
@@ -174,6 +175,16 @@ async def test_a_second_attempt_may_begin_before_the_first_ones_report_was_ackno
     assert executor._running == {}
     assert not executor._failure.done()
     executor._processes.shutdown()
+
+
+async def test_an_executor_whose_lease_has_ended_gets_work_again(platform: Platform, settings: Settings) -> None:
+    """The log's time may end a lease that its executor believes in, as after a broker that stood still."""
+    log = platform.log
+    async with executor_inside(settings, log, "believer") as executor:
+        ended = ExecutorLeft(executor="believer", incarnation=executor._incarnation)
+        await log.append("pool-inputs", 0, [(b"believer", event_bytes(ended, PLATFORM))])
+        finished = await result_of(platform, await submit(platform, job_request()))
+    assert (finished.status, finished.executor) == (JobStatus.SUCCEEDED, "believer")
 
 
 async def test_a_job_that_never_ends_does_not_keep_the_executor_from_ending(
