@@ -85,8 +85,13 @@ class KafkaTransport:
                 consumer.assign(tps)
                 await consumer.seek_to_end(*tps)
                 await asyncio.gather(*(consumer.position(tp) for tp in tps))
-        except (KafkaError, TimeoutError) as error:
-            raise UnavailableError(f"Kafka did not answer: {error!r}") from error
+        except BaseException as error:
+            # Nothing stands half-way: the next start connects again.
+            self._users, producer, self._producer = 0, self._producer, None
+            await asyncio.gather(consumer.stop(), producer.stop())
+            if isinstance(error, KafkaError | TimeoutError):
+                raise UnavailableError(f"Kafka did not answer: {error!r}") from error
+            raise
         self._reader = asyncio.create_task(self._follow(consumer))
 
     async def stop(self) -> None:
