@@ -82,7 +82,8 @@ class Step:
     def decode(self) -> Iterator[Record]:
         """The batch's records in order, decoded.
 
-        What cannot be decoded becomes a dead letter; what lies in a wrong partition is forwarded to the right one.
+        What cannot be decoded becomes a dead letter; what lies in a wrong partition is forwarded to the right one, by
+        one of the folds that read it.
         """
         partition = self._session.id.partition
         prefix = len(self._spec.deployment) + 1
@@ -95,7 +96,8 @@ class Step:
                     key = key_of(raw)
                     home = self._spec.router.home_of(topic, key, partition)
                     if home != partition:
-                        self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
+                        if self._spec.topology.forwarder(topic) == self._session.id.role:
+                            self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
                         continue
                     event = self._session.intake.event_of(topic, raw)
                 except RecordError as error:
