@@ -21,8 +21,10 @@ TP = TopicPartition("input", 0)
 class Opened:
     """A session that stands at an offset."""
 
-    positions: dict[TopicPartition, int] = {TP: 7}
     logic = None
+
+    def __init__(self) -> None:
+        self.positions = {TP: 7}
 
     async def open(self) -> None: ...
 
