@@ -82,8 +82,9 @@ class Executor:
             fetch_max_wait_ms=100,
         )
         self._producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0
-        )
+            bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0,
+            max_request_size=4 * 1024 * 1024,  # a dead letter is larger than its request
+        )  # fmt: skip
         self._database: TenantConnectionPool
         self._processes = self._new_processes()
 
@@ -227,12 +228,12 @@ class Executor:
 
         It is written before the attempt is reported: a crash in between may repeat it, and never loses it.
         """
-        headers = dead_letter_form.headers(record, "executor", error, time.time_ns() // 1_000_000)
+        letter = dead_letter_form.letter(record, "executor", error, time.time_ns() // 1_000_000)
         topic = full_name(self._settings.deployment, "dead-letters")
         partition = record.partition % self._topology.partitions("dead-letters")
         async with asyncio.timeout(SEND_DEADLINE_S):
             await self._producer.send_and_wait(
-                topic, record.value, key=record.key, partition=partition, headers=headers
+                topic, letter.value, key=letter.key, partition=partition, headers=letter.headers
             )
 
     def _new_processes(self) -> concurrent.futures.ProcessPoolExecutor:

@@ -97,6 +97,7 @@ class Step:
                     home = self._spec.router.home_of(topic, key, partition)
                     if home != partition:
                         if self._spec.topology.forwarder(topic) == self._session.id.role:
+                            self._session.intake.check_size(topic, raw)
                             self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
                         continue
                     event = self._session.intake.event_of(topic, raw)
@@ -144,8 +145,8 @@ class Step:
 
     def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         partition = raw.partition % self._spec.topology.partitions("dead-letters")
-        headers = deadletters.headers(raw, self._session.id.role, error, self.now_ms)
-        self._outputs.add(self._spec.topic("dead-letters"), partition, raw.key, raw.value or b"", headers)
+        letter = deadletters.letter(raw, self._session.id.role, error, self.now_ms)
+        self._outputs.add(self._spec.topic("dead-letters"), partition, letter.key, letter.value, letter.headers)
         self._observation.dead_letter(error.reason)
         where = f"{raw.topic}-{raw.partition}@{raw.offset}"
         log.warning("dead letter", record=where, reason=error.reason, detail=error.detail[:300])

@@ -49,7 +49,7 @@ class SlowToSeek:
 
     async def fetch(self, _tps: frozenset[TopicPartition], _wait_s: float) -> Records:
         await asyncio.sleep(0)
-        return {TP: [SimpleNamespace(offset=self.at)]}  # type: ignore[list-item]
+        return {TP: [SimpleNamespace(offset=self.at)]}
 
 
 async def test_a_rebalance_during_the_seek_positions_the_fold_anew() -> None:
