@@ -160,7 +160,7 @@ class Step:
     async def _commit(self) -> None:
         session = self._session
         positions = session.positions | {tp: raws[-1].offset + 1 for tp, raws in self._records.items()}
-        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions))})
+        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions), session.topic_ids)})
         self._add_changelog()
         self._add_journal()
         await self._bounded(self._outputs.send_all())

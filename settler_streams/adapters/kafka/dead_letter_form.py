@@ -21,9 +21,9 @@ AT_MS = "dl-at-ms"
 REDRIVEN = "dl-redriven"
 """On a marker beside the dead letters, and on nothing else: the offset of the one that has been redriven."""
 CUT = "dl-cut"
-"""On a dead letter that holds the beginning of its record only: the bytes of the whole, which lies where it came from."""
+"""On a dead letter that holds the beginning of its record only: the bytes of the whole, which is where it came from."""
 BYTES_MAX = 3 * 2**20
-"""What a dead letter keeps. The broker weighs records compressed: written out, one may be larger than any topic takes."""
+"""What a dead letter keeps. The broker weighs records compressed: written out, one may fit in no topic."""
 CUT_KEY_BYTES_MAX = 1_024
 """What is kept of the key of a record that has to be cut; a root tenant's id has 36 bytes."""
 DETAIL_BYTES_MAX = 2_000
