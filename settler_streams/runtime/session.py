@@ -167,7 +167,7 @@ class Session:
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
     async def _check_topics(self, stored: Mapping[str, str]) -> None:
-        """The inputs must be the topics that the positions were stored for; the broker drops its offsets with a topic."""
+        """The inputs must be those that the positions were stored for; the broker drops its offsets with a topic."""
         names = {self.spec.topic(name): name for name in self.spec.declared.inputs}
         async with admin(self.spec.bootstrap_servers) as client:
             self.topic_ids = {names[topic]: known for topic, known in (await topic_ids(client, names)).items()}
