@@ -25,7 +25,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from settler_streams.adapters.kafka import dead_letter_form
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.results import write_results
-from settler_streams.core.scheduler import LEASE_MS
+from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS
 from settler_streams.errors import Disposition, OutsideTenantError, RecordError, SettlerError, UnavailableError
 from settler_streams.events import (
     CONTENT_TYPE,
@@ -56,6 +56,9 @@ DRAIN_DEADLINE_S = 20.0
 """At SIGTERM, running attempts may finish for this long; what is left returns to the queue when the executor leaves."""
 SEND_DEADLINE_S = 30.0
 """Longest wait for the broker to take a report; beyond it the executor stops, and its lease ends."""
+UNAVAILABLE_PAUSE_S = 2.0
+"""What an attempt that met a service out of order waits before its report, times its number: five outlast 20 s.
+It keeps its slot meanwhile; without the pause an outage of a second would use up the attempts of job after job."""
 
 DETAIL_LENGTH_MAX = 2_000
 """An error may quote the input; this much of it is enough to understand the failure."""
@@ -207,6 +210,8 @@ class Executor:
                 exc_info=None if foreseen else error,
             )  # fmt: skip
             finished = self._finished(dispatch, JobStatus.FAILED, worker_us, reason=reason, detail=detail)
+            if reason == "unavailable":
+                await asyncio.sleep(UNAVAILABLE_PAUSE_S * min(dispatch.attempt, ATTEMPTS_MAX - 1))
         await self._report(finished, tenant, traceparent)
 
     async def _compute(self, tenant: TenantId, job_id: JobId, dispatch: JobDispatched) -> AttemptRows:
