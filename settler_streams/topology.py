@@ -139,6 +139,10 @@ class Topology(_Model):
                 return fold
         raise KeyError(f"no fold {role!r} in the topology")
 
+    def forwarder(self, name: str) -> str:
+        """The fold that forwards what lies in a wrong partition of ``name``: one of its readers, or copies multiply."""
+        return next(fold.role for fold in self.folds if name in fold.inputs)
+
     def projection(self, role: str) -> Projection:
         """The declared projection of ``role``."""
         for projection in self.projections:

@@ -38,10 +38,11 @@ def worker(roles: str) -> None:
 
 @click.command()
 @flag("--name", env="SETTLER_EXECUTOR_NAME", default=None, help="Name in logs and events; else the host and the pid.")
-def executor(name: str | None) -> None:
+@flag("--pool", env="SETTLER_POOL", type=int, default=0, help="Worker pool to serve.")
+def executor(name: str | None, pool: int) -> None:
     """Run jobs until SIGTERM; running ones may finish first. Settings come from the environment."""
     settings = _begin()
-    uvloop.run(run_executor(settings, name=name))
+    uvloop.run(run_executor(settings, name=name, pool=pool))
 
 
 @click.command()

@@ -58,6 +58,7 @@ class KafkaTransport:
         self._settings = settings
         self._source = source
         self._topology = topology or load_topology()
+        self._turn = asyncio.Lock()
         self._users = 0
         self._producer: aiokafka.AIOKafkaProducer | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -70,9 +71,12 @@ class KafkaTransport:
         Raises:
             UnavailableError: Kafka did not answer; it may be started again.
         """
-        self._users += 1
-        if self._users > 1:
-            return
+        async with self._turn:
+            if self._users == 0:
+                await self._connect()
+            self._users += 1
+
+    async def _connect(self) -> None:
         self._producer = aiokafka.AIOKafkaProducer(
             bootstrap_servers=self._settings.kafka_bootstrap_servers,
             enable_idempotence=True,
@@ -92,7 +96,7 @@ class KafkaTransport:
         except BaseException as error:
             ends = [asyncio.create_task(self._producer.stop()), asyncio.create_task(consumer.stop())]
             await asyncio.wait(ends, timeout=SEND_DEADLINE_S)
-            self._users, self._producer = 0, None  # so that the next start connects
+            self._producer = None
             if isinstance(error, KafkaError | TimeoutError):
                 servers = self._settings.kafka_bootstrap_servers
                 raise UnavailableError(f"Kafka at {servers} did not answer: {error!r}") from error
@@ -101,8 +105,13 @@ class KafkaTransport:
 
     async def stop(self) -> None:
         """Deliver what was accepted and disconnect, when the last user stops."""
-        self._users -= 1
-        if self._users > 0 or self._producer is None:
+        async with self._turn:
+            self._users -= 1
+            if self._users == 0:
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        if self._producer is None:
             return
         if self._reader is not None:
             self._reader.cancel()

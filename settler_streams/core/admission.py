@@ -22,19 +22,17 @@ from settler_streams.core import quotas
 from settler_streams.core.dedup import Seen, SeenWindow
 from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.job_requests import check_paths, decision_on
 from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
 from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
     ClockTick,
-    FileRecords,
     FlagState,
     JobCancelRequested,
-    JobDecided,
     JobEnqueued,
     JobFinished,
     JobRequested,
-    Part,
     PoolCancelRequested,
     RecordRef,
     RejectReason,
@@ -46,7 +44,7 @@ from settler_streams.events import (
     TenantWeighted,
     UsageRecorded,
 )
-from settler_streams.ids import TenantId
+from settler_streams.ids import TenantId, partition_of
 from settler_streams.tiers import Tiers
 
 CHAIN_DEPTH_MAX = 8
@@ -117,7 +115,7 @@ class Admission:
 
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event = record.event
-        _check_paths(request)
+        check_paths(request)
         tenant = self._tenant_of(record)
         if self._seen.repeated(record) or self._is_open(record):
             return NOTHING
@@ -132,7 +130,7 @@ class Admission:
                 self._open_jobs += 1
                 changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms, event.source)
                 signals = self._charge(levels, usages, record.key, changes)
-        decided = _decision(record, request, refusal, now_ms)
+        decided = decision_on(record, request, refusal, now_ms)
         emits = [Emit("job-decisions", decided, event.tenantid, record.key, "decided", event.id)]
         if refusal is None:
             emits.append(self._enqueue(record, request, now_ms))
@@ -169,6 +167,11 @@ class Admission:
             return RejectReason.POOL_FULL
         return None
 
+    def _pool_of(self, record: Record) -> int:
+        """A root tenant and its children share one pool, for good: a job and its cancellation meet there."""
+        pools = self._policy.pools
+        return 0 if pools == 1 else partition_of(record.key, pools)
+
     def _enqueue(self, record: Record, request: JobRequested, now_ms: int) -> Emit:
         body = JobEnqueued(
             job_id=record.event.id,
@@ -180,7 +183,9 @@ class Admission:
             request=RecordRef(topic=record.topic, partition=record.partition, offset=record.offset),
         )
         tenant = record.event.tenantid
-        return Emit("pool-inputs", body, tenant, record.key, "enqueued", record.event.id, partition=0)
+        return Emit(
+            "pool-inputs", body, tenant, record.key, "enqueued", record.event.id, partition=self._pool_of(record)
+        )
 
     def _charge(
         self, levels: list[Level], usages: Iterable[Usage], root: str, changes: dict[str, Value | None]
@@ -298,7 +303,10 @@ class Admission:
             return NOTHING  # finished, never admitted, or not this tenant's: there is nothing to cancel
         body = PoolCancelRequested(job_id=cancel.job_id, reason=cancel.reason)
         tenant = record.event.tenantid
-        return Outcome({}, (Emit("pool-inputs", body, tenant, record.key, "cancel", cancel.job_id, partition=0),))
+        return Outcome(
+            {},
+            (Emit("pool-inputs", body, tenant, record.key, "cancel", cancel.job_id, partition=self._pool_of(record)),),
+        )
 
     def _tick(self, now_ms: int) -> Outcome:
         """Once a second: forget old ids, and report the usage of tenants that were active since the last tick."""
@@ -368,27 +376,3 @@ class Admission:
         if not self._month[0] <= now_ms < self._month[1]:
             self._month = quotas.month_bounds(now_ms)
         return self._month
-
-
-def _check_paths(request: JobRequested) -> None:
-    """What can be seen of a path without opening it. Where links lead, the executor sees."""
-    for records in (request.left, request.right):
-        if isinstance(records, FileRecords) and (records.path.startswith("/") or ".." in records.path.split("/")):
-            raise RecordError("outside-tenant", f"the path {records.path!r} leaves the tenant's directory")
-
-
-def _decision(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:
-    detail = refusal if isinstance(refusal, Refusal) else None
-    return JobDecided(
-        job_id=record.event.id,
-        admitted=refusal is None,
-        kind=request.kind,
-        priority=request.priority,
-        requested_at_ms=now_ms,
-        decided_at_ms=now_ms,
-        reason=detail.reason if detail else refusal if isinstance(refusal, RejectReason) else None,
-        quota=detail.quota if detail else None,
-        current=detail.current if detail else None,
-        limit=detail.limit if detail else None,
-        retry_after_ms=detail.retry_after_ms if detail else None,
-    )

@@ -34,10 +34,12 @@ class FoldClock(Value, frozen=True, array_like=True):
     ``now_ms`` is the greatest LogAppendTime the fold has seen; it never goes back, not even across a restart.
     ``positions`` holds the next offset of each input, by declared name. Kafka's committed offsets say the same, but the
     broker forgets those of a group that was away for a week, and a fold that began anew would decide everything twice.
+    ``topic_ids`` says which topics of these names are meant: in one that was deleted and made again they mean nothing.
     """
 
     now_ms: int
     positions: dict[str, int] = msgspec.field(default_factory=dict)
+    topic_ids: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 CLOCK_KEY = "clock/"

@@ -23,8 +23,15 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from settler_streams.adapters.kafka import dead_letter_form
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.results import write_results
-from settler_streams.core.scheduler import LEASE_MS
-from settler_streams.errors import Disposition, OutsideTenantError, RecordError, SettlerError, UnavailableError
+from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS
+from settler_streams.errors import (
+    ConfigurationError,
+    Disposition,
+    OutsideTenantError,
+    RecordError,
+    SettlerError,
+    UnavailableError,
+)
 from settler_streams.events import (
     CONTENT_TYPE,
     AttemptFinished,
@@ -55,6 +62,9 @@ DRAIN_DEADLINE_S = 20.0
 """At SIGTERM, running attempts may finish for this long; what is left returns to the queue when the executor leaves."""
 SEND_DEADLINE_S = 30.0
 """Longest wait for the broker to take a report; beyond it the executor stops, and its lease ends."""
+UNAVAILABLE_PAUSE_S = 2.0
+"""What an attempt that met a service out of order waits before its report, times its number: five outlast 20 s.
+It keeps its slot meanwhile; without the pause an outage of a second would use up the attempts of job after job."""
 
 DETAIL_LENGTH_MAX = 2_000
 """An error may quote the input; this much of it is enough to understand the failure."""
@@ -81,8 +91,9 @@ class Executor:
             fetch_max_wait_ms=100,
         )
         self._producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0
-        )
+            bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0,
+            max_request_size=4 * 1024 * 1024,  # a dead letter is larger than its request
+        )  # fmt: skip
         self._database: TenantConnectionPool
         self._children = ChildProcesses(
             min(self._slots, os.cpu_count() or 1),
@@ -98,7 +109,7 @@ class Executor:
         """
         await self._connect()
         try:
-            await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
+            await self._join()
             log.info("executor ready", executor=self._name, incarnation=self._incarnation, slots=self._slots)
             tasks = [asyncio.create_task(self._heartbeats()), asyncio.create_task(self._follow())]
             waited: list[asyncio.Future[Any]] = [stop, self._failure, *tasks]
@@ -139,13 +150,22 @@ class Executor:
             task.cancel()
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
 
+    async def _join(self) -> None:
+        await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
+
     async def _heartbeats(self) -> None:
-        """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation."""
+        """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation.
+
+        Whether a lease still runs is for the log's own time to say, which this process does not see: after a broker
+        that stood still, a tick may lie before the heartbeat that was due. So each heartbeat comes with the join: it
+        changes nothing while the lease runs, or once a newer incarnation holds it, and opens a lease that has ended.
+        """
         renewed_s = time.monotonic()
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
             if time.monotonic() - renewed_s > LEASE_MS / 1000:
                 raise UnavailableError(f"no heartbeat for more than {LEASE_MS} ms: the lease of {self._name} has ended")
+            await self._join()
             running = tuple(sorted(self._running))
             await self._report(ExecutorHeartbeat(executor=self._name, incarnation=self._incarnation, running=running))
             renewed_s = time.monotonic()
@@ -191,6 +211,8 @@ class Executor:
                 exc_info=None if foreseen else error,
             )  # fmt: skip
             finished = self._finished(dispatch, JobStatus.FAILED, worker_us, reason=reason, detail=detail)
+            if reason == "unavailable":
+                await asyncio.sleep(UNAVAILABLE_PAUSE_S * min(dispatch.attempt, ATTEMPTS_MAX - 1))
         await self._report(finished, tenant, traceparent)
 
     async def _compute(self, tenant: TenantId, job_id: JobId, dispatch: JobDispatched) -> AttemptRows:
@@ -206,12 +228,12 @@ class Executor:
 
         It is written before the attempt is reported: a crash in between may repeat it, and never loses it.
         """
-        headers = dead_letter_form.headers(record, "executor", error, time.time_ns() // 1_000_000)
+        letter = dead_letter_form.letter(record, "executor", error, time.time_ns() // 1_000_000)
         topic = full_name(self._settings.deployment, "dead-letters")
         partition = record.partition % self._topology.partitions("dead-letters")
         async with asyncio.timeout(SEND_DEADLINE_S):
             await self._producer.send_and_wait(
-                topic, record.value, key=record.key, partition=partition, headers=headers
+                topic, letter.value, key=letter.key, partition=partition, headers=letter.headers
             )
 
     def _finished(
@@ -274,7 +296,14 @@ def _explained(error: Exception) -> tuple[str, str]:
     return reasons.get(error.disposition, "failed"), str(error).replace("\0", "")[:DETAIL_LENGTH_MAX]
 
 
-async def run(settings: Settings, *, name: str | None = None) -> None:
-    """An executor process, until SIGTERM, SIGINT or a failure."""
-    executor = Executor(settings, load_topology(), name=name)
+async def run(settings: Settings, *, name: str | None = None, pool: int = 0) -> None:
+    """An executor process of one worker pool, until SIGTERM, SIGINT or a failure.
+
+    Raises:
+        ConfigurationError: there is no such pool.
+    """
+    topology = load_topology()
+    if not 0 <= pool < topology.worker_pools:
+        raise ConfigurationError(f"there is no worker pool {pool}; the topology has {topology.worker_pools}, from 0")
+    executor = Executor(settings, topology, name=name, pool=pool)
     await executor.run(stop_on_signals())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from settler_streams.adapters.kafka.dead_letter_form import size_of
 from settler_streams.errors import RecordError
 from settler_streams.events import Envelope, Part, decode
 
@@ -41,6 +42,15 @@ class Intake:
         if event.type not in self._types[topic]:
             raise RecordError("misplaced", f"{topic} does not carry {event.type}")
         return event
+
+    def check_size(self, topic: str, raw: Raw) -> None:
+        """Whether a record of ``topic`` can be sent on. The broker had weighed it compressed.
+
+        Raises:
+            RecordError: ``oversize``; written out, it is larger than the topic takes.
+        """
+        if (size := size_of(raw)) > (limit := self._bytes_max[topic]):
+            raise RecordError("oversize", f"the record has {size} bytes, {topic} allows {limit}")
 
 
 def decoded(value: bytes | None) -> Envelope[Part]:

@@ -200,11 +200,12 @@ class ProjectionStep:
         spec = self._session.spec
         self._observation.dead_letter(error.reason)
         partition = raw.partition % spec.topology.partitions("dead-letters")
-        headers = deadletters.headers(raw, spec.declared.role, error, raw.timestamp)
+        letter = deadletters.letter(raw, spec.declared.role, error, raw.timestamp)
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
                 await self._session.producer.send_and_wait(
-                    spec.topic("dead-letters"), raw.value or b"", key=raw.key, partition=partition, headers=headers
-                )
+                    spec.topic("dead-letters"), letter.value, key=letter.key, partition=partition,
+                    headers=letter.headers,
+                )  # fmt: skip
         except (KafkaError, TimeoutError) as failure:
             raise UnavailableError(f"a dead letter could not be stored: {failure!r}") from failure

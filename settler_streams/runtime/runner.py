@@ -54,8 +54,9 @@ class FoldRunner:
         while True:
             await self._flow.wait()
             if not self._positioned:
-                await self._source.seek(self.session.positions)
+                # Said first: a rebalance during the seek takes it back, and the new assignment is positioned anew.
                 self._positioned = True
+                await self._source.seek(self.session.positions)
             try:
                 records = await self._source.fetch(tps, FETCH_WAIT_S)
             except NoOffsetForPartitionError:

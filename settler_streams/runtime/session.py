@@ -16,6 +16,8 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
 from settler_streams.errors import StateError, UnavailableError
 from settler_streams.runtime.intake import Intake, Raw
@@ -95,6 +97,7 @@ class Session:
         self.intake = Intake(spec.topology)
         self.state = Overlay()
         self.positions: dict[TopicPartition, int] = {}
+        self.topic_ids: dict[str, str] = {}
         self.now_ms = 0
         self.lost = False
         self.logic: FoldLogic
@@ -110,7 +113,8 @@ class Session:
 
         Raises:
             UnavailableError: Kafka did not answer in time.
-            StateError: a position lies outside its log or contradicts Kafka's, or a changelog record cannot be read.
+            StateError: a position lies outside its log or contradicts Kafka's, an input was re-created, or a changelog
+                record cannot be read.
         """
         try:
             async with asyncio.timeout(OPEN_DEADLINE_S):
@@ -156,10 +160,22 @@ class Session:
             await self._read_changelog(consumer, changelog)
             clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
             self.now_ms = clock.now_ms
+            await self._check_topics(clock.topic_ids)
             await self._read_positions(consumer, clock.positions)
         finally:
             await consumer.stop()
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
+
+    async def _check_topics(self, stored: Mapping[str, str]) -> None:
+        """The inputs must be those that the positions were stored for; the broker drops its offsets with a topic."""
+        names = {self.spec.topic(name): name for name in self.spec.declared.inputs}
+        async with admin(self.spec.bootstrap_servers) as client:
+            self.topic_ids = {names[topic]: known for topic, known in (await topic_ids(client, names)).items()}
+        for name, known in self.topic_ids.items():
+            if stored.get(name, known) != known:
+                raise StateError(
+                    f"{self.id}: topic {name!r} was re-created; the fold has a position in an earlier one of that name"
+                )
 
     async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int]) -> None:
         """Positions as stored in the state; Kafka's committed offsets must agree where the broker still has them."""

@@ -82,7 +82,8 @@ class Step:
     def decode(self) -> Iterator[Record]:
         """The batch's records in order, decoded.
 
-        What cannot be decoded becomes a dead letter; what lies in a wrong partition is forwarded to the right one.
+        What cannot be decoded becomes a dead letter; what lies in a wrong partition is forwarded to the right one, by
+        one of the folds that read it.
         """
         partition = self._session.id.partition
         prefix = len(self._spec.deployment) + 1
@@ -95,7 +96,9 @@ class Step:
                     key = key_of(raw)
                     home = self._spec.router.home_of(topic, key, partition)
                     if home != partition:
-                        self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
+                        if self._spec.topology.forwarder(topic) == self._session.id.role:
+                            self._session.intake.check_size(topic, raw)
+                            self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
                         continue
                     event = self._session.intake.event_of(topic, raw)
                 except RecordError as error:
@@ -143,8 +146,8 @@ class Step:
 
     def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         partition = raw.partition % self._spec.topology.partitions("dead-letters")
-        headers = deadletters.headers(raw, self._session.id.role, error, self.now_ms)
-        self._outputs.add(self._spec.topic("dead-letters"), partition, raw.key, raw.value or b"", headers)
+        letter = deadletters.letter(raw, self._session.id.role, error, self.now_ms)
+        self._outputs.add(self._spec.topic("dead-letters"), partition, letter.key, letter.value, letter.headers)
         self._observation.dead_letter(error.reason)
         where = f"{raw.topic}-{raw.partition}@{raw.offset}"
         log.warning("dead letter", record=where, reason=error.reason, detail=error.detail[:300])
@@ -158,7 +161,7 @@ class Step:
     async def _commit(self) -> None:
         session = self._session
         positions = session.positions | {tp: raws[-1].offset + 1 for tp, raws in self._records.items()}
-        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions))})
+        session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions), session.topic_ids)})
         self._add_changelog()
         self._add_journal()
         await self._bounded(self._outputs.send_all())

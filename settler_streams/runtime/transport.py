@@ -108,8 +108,11 @@ class Consumer(stock.Consumer):
     def _observe_lag(
         self, consumer: aiokafka.AIOKafkaConsumer, tps: frozenset[TopicPartition], records: Records
     ) -> None:
-        """Committed records from the batch in hand on: what is not yet consumed."""
-        for tp in tps:
+        """Committed records from the batch in hand on: what is not yet consumed.
+
+        A fetch may outlast the assignment that it began under; of what went to another member nothing is known.
+        """
+        for tp in tps & consumer.assignment():
             end = consumer.last_stable_offset(tp)
             if end is not None and tp in records:
                 lag = end - records[tp][0].offset

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import aiokafka
 import pytest
 
 from settler_streams.adapters.kafka import dead_letter_form as form
@@ -186,6 +187,38 @@ async def test_bad_input_in_a_wrong_partition_keeps_its_bytes_too(platform: Plat
     letters = await log.until("dead-letters", lambda records: any(r.value == value for r in records))
     (letter,) = [record for record in letters if record.value == value]
     assert dict(letter.headers)[form.PARTITION] == b"0"
+
+
+@pytest.mark.parametrize("partition", [0, 1])
+@pytest.mark.parametrize("bloated", ["value", "header", "key"])
+async def test_a_record_that_is_small_by_compression_alone_is_kept_in_part(
+    platform: Platform, bloated: str, partition: int
+) -> None:
+    """The broker weighs it compressed; written out, no topic takes it, and neither a forward nor a dead letter fits."""
+    log, good, size = platform.log, new_id(), 16 * MIB
+    filling = b"x" * size
+    async with aiokafka.AIOKafkaProducer(
+        bootstrap_servers=log.settings.kafka_bootstrap_servers, compression_type="gzip", max_request_size=2 * size
+    ) as producer:
+        stored = await producer.send_and_wait(
+            log.full("job-requests"),
+            filling if bloated == "value" else b"no event",
+            key=filling if bloated == "key" else TENANT.encode(),
+            partition=partition,
+            headers=[("note", filling)] if bloated == "header" else [],
+        )
+    await log.append("job-requests", partition, [(TENANT.encode(), event_bytes(job_request(), TENANT, event_id=good))])
+    await log.until("job-decisions", lambda records: good in decided(records))
+    origin = {form.OFFSET: str(stored.offset).encode(), form.PARTITION: str(partition).encode()}
+
+    def its_letters(records: list[Record]) -> list[Record]:
+        return [r for r in records if origin.items() <= dict(r.headers).items() and form.CUT in dict(r.headers)]
+
+    (letter,) = its_letters(await log.until("dead-letters", lambda records: bool(its_letters(records))))
+    assert int(dict(letter.headers)[form.CUT]) > size
+    if bloated == "value":
+        assert len(letter.value) > MIB
+    assert filling.startswith(letter.value) or letter.value == b"no event"
 
 
 @pytest.mark.parametrize("bytes_", [129, 2 * MIB - 4096])

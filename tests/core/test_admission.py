@@ -40,7 +40,7 @@ from settler_streams.events import (
     TenantWeighted,
     UsageRecorded,
 )
-from settler_streams.ids import PLATFORM
+from settler_streams.ids import PLATFORM, partition_of
 from settler_streams.tiers import load_tiers
 from tests.core.admission_oracle import Oracle, month_of
 from tests.core.harness import START_MS, Fold, uid
@@ -322,7 +322,7 @@ def test_an_admission_leads_to_its_decision_and_one_place_that_points_at_the_req
     record = fold.record(request(), CHILD, topic="job-requests", key=ROOT, event_id=uid("a"))
     decided, enqueued = fold.fold(record)
     assert (decided.topic, decided.key, decided.tenant) == ("job-decisions", ROOT, CHILD)
-    assert (enqueued.topic, enqueued.partition, enqueued.key) == ("pool-inputs", 0, ROOT)
+    assert (enqueued.topic, enqueued.partition, enqueued.key) == ("pool-inputs", partition_of(ROOT, POOLS), ROOT)
     assert enqueued.data.request == RecordRef(topic="job-requests", partition=0, offset=record.offset)
     assert enqueued.data.estimated_cost_us == 200_000
     reservation = fold.state[f"job/{uid('a')}"]
@@ -607,7 +607,7 @@ def test_only_the_owner_of_an_open_job_can_cancel_it():
     assert fold.feed(JobCancelRequested(job_id=uid("a")), ROOT) == ()
     (cancel,) = fold.feed(JobCancelRequested(job_id=uid("a"), reason="r"), CHILD, key=ROOT)
     assert cancel.data == PoolCancelRequested(job_id=uid("a"), reason="r")
-    assert (cancel.topic, cancel.partition) == ("pool-inputs", 0)
+    assert (cancel.topic, cancel.partition) == ("pool-inputs", partition_of(ROOT, POOLS))
     fold.feed(finish(uid("a")), CHILD, key=ROOT)
     assert fold.feed(JobCancelRequested(job_id=uid("a")), CHILD, key=ROOT) == ()
 

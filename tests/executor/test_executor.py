@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from settler_streams.errors import InvalidRequestError, RecordError
+from settler_streams.adapters.postgres.results import RowsWritten, write_results
+from settler_streams.errors import InvalidRequestError, RecordError, UnavailableError
 from settler_streams.events import (
+    ExecutorLeft,
     FileRecords,
     InlineRecords,
     JobDispatched,
@@ -28,7 +32,7 @@ from settler_streams.executor import process as executor_module
 from settler_streams.executor.process import Executor
 from settler_streams.executor.requests import RequestReader
 from settler_streams.executor.work import AttemptRows
-from settler_streams.ids import JobId, TenantId
+from settler_streams.ids import PLATFORM, JobId, TenantId
 from settler_streams.settings import Settings
 from tests.agents.conftest import Platform
 from tests.executor.executors import executor_inside, executor_process, kill_group
@@ -39,6 +43,8 @@ from tests.runtime.requests import event_bytes, job_request, new_id
 pytestmark = pytest.mark.services
 
 CHILD_GONE_S_MAX = 10.0
+OUTAGE_S = 5.0
+"""An immediate restart of PostgreSQL, with its recovery."""
 CSV = "id,amount,currency,date,reference\n1,10.00,EUR,2026-01-05,A\n"
 
 
@@ -174,6 +180,34 @@ async def test_a_second_attempt_may_begin_before_the_first_ones_report_was_ackno
     assert executor._running == {}
     assert not executor._failure.done()
     executor._children.close()
+
+
+async def test_an_executor_whose_lease_has_ended_gets_work_again(platform: Platform, settings: Settings) -> None:
+    """The log's time may end a lease that its executor believes in, as after a broker that stood still."""
+    log = platform.log
+    async with executor_inside(settings, log, "believer") as executor:
+        ended = ExecutorLeft(executor="believer", incarnation=executor._incarnation)
+        await log.append("pool-inputs", 0, [(b"believer", event_bytes(ended, PLATFORM))])
+        finished = await result_of(platform, await submit(platform, job_request()))
+    assert (finished.status, finished.executor) == (JobStatus.SUCCEEDED, "believer")
+
+
+async def test_an_outage_of_the_database_delays_a_job_and_does_not_fail_it(
+    platform: Platform, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began_s = time.monotonic()
+
+    async def restarting(*args: Any, **kwargs: Any) -> RowsWritten:
+        if time.monotonic() - began_s < OUTAGE_S:
+            raise UnavailableError("connection refused")
+        return await write_results(*args, **kwargs)
+
+    monkeypatch.setattr(executor_module, "write_results", restarting)
+    async with executor_inside(settings, platform.log, "patient"):
+        began_s = time.monotonic()
+        finished = await result_of(platform, await submit(platform, job_request()))
+    assert finished.status is JobStatus.SUCCEEDED, finished
+    assert finished.attempt > 1
 
 
 async def test_a_job_that_never_ends_does_not_keep_the_executor_from_ending(

@@ -306,7 +306,7 @@ async def test_the_clock_never_goes_back_not_even_across_a_restart(log: KafkaLog
     await fold(second, await arrived(log, second))
 
     assert second.now_ms == ahead_ms
-    assert second.state["clock/"] == FoldClock(ahead_ms, {"usage-events": 2})
+    assert second.state["clock/"] == FoldClock(ahead_ms, {"usage-events": 2}, second.topic_ids)
     assert [event.time_ms for event in await log.events("sums", [partition])] == [ahead_ms, ahead_ms]
 
 

@@ -81,7 +81,7 @@ async def test_a_step_commits_outputs_state_journal_and_offsets_together(
     assert stored == {
         f"sum/{tenant}": Sum(13, 3),
         f"sum/{other}": Sum(5, 1),
-        "clock/": FoldClock(now_ms, {"usage-events": 5}),
+        "clock/": FoldClock(now_ms, {"usage-events": 5}, session.topic_ids),
     }
     (journal,) = [event.data for event in await log.events("counter-journal", [partition])]
     assert isinstance(journal, StepJournal)

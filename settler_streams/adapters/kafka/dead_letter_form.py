@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settler_streams.errors import RecordError
 
@@ -20,6 +20,12 @@ ATTEMPTS = "dl-attempts"
 AT_MS = "dl-at-ms"
 REDRIVEN = "dl-redriven"
 """On a marker beside the dead letters, and on nothing else: the offset of the one that has been redriven."""
+CUT = "dl-cut"
+"""On a dead letter that holds the beginning of its record only: the bytes of the whole, which is where it came from."""
+BYTES_MAX = 3 * 2**20
+"""What a dead letter keeps. The broker weighs records compressed: written out, one may fit in no topic."""
+CUT_KEY_BYTES_MAX = 1_024
+"""What is kept of the key of a record that has to be cut; a root tenant's id has 36 bytes."""
 DETAIL_BYTES_MAX = 2_000
 """A detail quotes the input; this much of it is enough to understand the failure."""
 ATTEMPTS_MAX = 5
@@ -29,6 +35,31 @@ ATTEMPTS_DIGITS_MAX = 9
 """More digits than any honest count; a header is whatever a producer puts there."""
 
 Headers = list[tuple[str, bytes]]
+
+
+class Letter(NamedTuple):
+    """A dead letter as it is sent."""
+
+    key: bytes | None
+    value: bytes
+    headers: Headers
+
+
+def letter(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms: int) -> Letter:
+    """The dead letter of ``raw``: whole, or cut when it is larger than :data:`BYTES_MAX`."""
+    size = size_of(raw)
+    said = headers(raw, role, error, now_ms)
+    if size <= BYTES_MAX:
+        return Letter(raw.key, raw.value or b"", said)
+    key = raw.key if raw.key is None else raw.key[:CUT_KEY_BYTES_MAX]
+    about = [(name, value) for name, value in said if name.startswith("dl-")]
+    return Letter(key, (raw.value or b"")[:BYTES_MAX], [*about, (CUT, str(size).encode())])
+
+
+def size_of(raw: ConsumerRecord[Any, Any]) -> int:
+    """The bytes of a record, written out."""
+    noted = sum(len(name.encode()) + len(value or b"") for name, value in raw.headers or ())
+    return len(raw.key or b"") + len(raw.value or b"") + noted
 
 
 def headers(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms: int) -> Headers:

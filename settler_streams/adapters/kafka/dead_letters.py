@@ -241,6 +241,8 @@ def _check_origin(settings: Settings, topology: Topology, letter: DeadLetter) ->
         raise InvalidRequestError(f"dead letter {letter.id} came from {letter.topic!r}, no topic of this deployment")
     if not 0 <= letter.origin_partition < topology.partitions(name):
         raise InvalidRequestError(f"dead letter {letter.id}: {name} has no partition {letter.origin_partition}")
+    if form.CUT in letter.headers:
+        raise InvalidRequestError(f"dead letter {letter.id} holds a part of its record, which is too large to go back")
 
 
 async def _send(producer: aiokafka.AIOKafkaProducer, dead_letters: str, chunk: Sequence[DeadLetter]) -> None:

@@ -1,0 +1,33 @@
+"""One job request by itself: what can be seen of its paths, and how a decision on it is put."""
+
+from __future__ import annotations
+
+from settler_streams.core.fold import Record
+from settler_streams.core.quotas import Refusal
+from settler_streams.errors import RecordError
+from settler_streams.events import FileRecords, JobDecided, JobRequested, Part, RejectReason
+
+
+def check_paths(request: JobRequested) -> None:
+    """What can be seen of a path without opening it. Where links lead, the executor sees."""
+    for records in (request.left, request.right):
+        if isinstance(records, FileRecords) and (records.path.startswith("/") or ".." in records.path.split("/")):
+            raise RecordError("outside-tenant", f"the path {records.path!r} leaves the tenant's directory")
+
+
+def decision_on(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:
+    """The answer to the request in ``record``: admitted when there is no refusal, else why, and what would help."""
+    detail = refusal if isinstance(refusal, Refusal) else None
+    return JobDecided(
+        job_id=record.event.id,
+        admitted=refusal is None,
+        kind=request.kind,
+        priority=request.priority,
+        requested_at_ms=now_ms,
+        decided_at_ms=now_ms,
+        reason=detail.reason if detail else refusal if isinstance(refusal, RejectReason) else None,
+        quota=detail.quota if detail else None,
+        current=detail.current if detail else None,
+        limit=detail.limit if detail else None,
+        retry_after_ms=detail.retry_after_ms if detail else None,
+    )
