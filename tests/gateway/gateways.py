@@ -51,7 +51,7 @@ async def running_gateway(
             await serving
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="module")
 async def gateway_url(platform: Platform) -> AsyncIterator[str]:
     async with running_gateway(platform.settings) as (url, _stop):
         yield url

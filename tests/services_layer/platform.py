@@ -1,4 +1,8 @@
-"""A small platform for tests: topics, a migrated database, admission in this process, and the services over them."""
+"""A small platform for a test module: topics, a migrated database, admission in this process, services over them.
+
+It lives no longer than its module: its folds are members of consumer groups, and between the tests of other modules
+nobody would run their event loop.
+"""
 
 from __future__ import annotations
 
@@ -91,14 +95,14 @@ async def running_role(role: str, settings: Settings, pool: TenantConnectionPool
         await app.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def new_settings(services: Services, kafka: Service, postgres: Service, valkey: Service) -> Settings:
     """A deployment and a database of their own."""
     token = secrets.token_hex(4)
     return services.settings.model_copy(update={"deployment": f"t-{token}", "db_name": f"t_{token}"})
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="module")
 async def platform(new_settings: Settings) -> AsyncIterator[Platform]:
     await migrate(new_settings)
     async with admin(new_settings.kafka_bootstrap_servers) as client:
