@@ -256,6 +256,10 @@ class Admission:
         current = value_of(self._state, key, Tenant)
         if current is not None and current.version >= changed.version:
             return NOTHING
+        if current is not None and current.root_id != changed.root_id:
+            raise RecordError(
+                "root-moved", f"{tenant_id} lies under {current.root_id}; its state cannot move elsewhere"
+            )
         tenant = Tenant(
             changed.version,
             changed.tier,

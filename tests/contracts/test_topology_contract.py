@@ -20,6 +20,7 @@ from settler_streams.runtime.routing import Router
 from settler_streams.runtime.state import StateCodec
 from settler_streams.settings import Settings
 from settler_streams.topology import FOREVER_MS, Topology, full_name, load_topology
+from settler_streams.workers.folds import fold_app
 
 TOPOLOGY = load_topology()
 DAY_MS = 86_400_000
@@ -202,3 +203,10 @@ def test_every_kind_of_state_has_a_format_that_fits_a_byte() -> None:
 
 def test_a_body_costs_a_struct_at_run_time() -> None:
     assert issubclass(JobRequested, msgspec.Struct)  # type: ignore[arg-type]
+
+
+async def test_fausts_own_version_is_never_raised() -> None:
+    """It is part of the group's name: another one would abandon the group and the state."""
+    app = fold_app("admission", Settings(), TOPOLOGY)
+    assert app.conf.version == 1
+    assert app.conf.id == "settler.admission"

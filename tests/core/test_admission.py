@@ -398,6 +398,15 @@ def test_a_foreign_key_is_a_dead_letter_for_known_and_unknown_tenants(tenant):
         assert fold.stored() == before
 
 
+def test_a_tenant_does_not_move_under_another_root():
+    fold = known((ROOT, {}), (CHILD, {}))
+    before = fold.stored()
+    moved = TenantChanged(version=2, slug="s", tier=TenantTier.SCALE, status=TenantStatus.ACTIVE, root_id=CHILD)
+    fold.feed(moved, CHILD, key=CHILD)
+    assert fold.reasons() == ["root-moved"]
+    assert fold.stored() == before
+
+
 @pytest.mark.parametrize(
     ("suspended", "status"),
     [(CHILD, TenantStatus.SUSPENDED), (ROOT, TenantStatus.SUSPENDED), (ROOT, TenantStatus.DELETED)],
