@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.services.interface import Service, Services
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background jobs with SIGINT ignored, and children would inherit that; some tests send it to them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CALL_S_MAX = 30.0
 """Creating or dropping a database copies or deletes 8 MB."""
