@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from settler_streams.errors import ConfigurationError
 
@@ -62,6 +62,23 @@ class Settings(BaseModel):
         "host:port, comma-separated",
         pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$",
     )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = _env(
+        "KAFKA_SECURITY_PROTOCOL", "PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _env(
+        "KAFKA_SASL_MECHANISM", "SCRAM-SHA-512", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
+    kafka_sasl_username: str | None = _env("KAFKA_SASL_USERNAME", None, "who this process is to Kafka")
+    kafka_sasl_password: SecretStr | None = _env("KAFKA_SASL_PASSWORD", None, "its password")
+    kafka_ssl_ca_file: Path | None = _env(
+        "KAFKA_SSL_CA_FILE", None, "PEM file of the authorities that sign brokers; unset: the system's"
+    )
+    kafka_ssl_cert_file: Path | None = _env(
+        "KAFKA_SSL_CERT_FILE", None, "PEM file of this process's certificate, where brokers ask for one"
+    )
+    kafka_ssl_key_file: Path | None = _env(
+        "KAFKA_SSL_KEY_FILE", None, "PEM file of its key; unset: the key is in KAFKA_SSL_CERT_FILE"
+    )
     kafka_replication_factor: int = _env(
         "KAFKA_REPLICATION_FACTOR", 1, "replicas of each topic that is created; 3 in production", ge=1, le=9
     )
@@ -107,6 +124,24 @@ class Settings(BaseModel):
         "holds data/<tenant id>/ with record sets, and the embedded services' state",
     )
 
+    @model_validator(mode="after")
+    def _check_kafka_access(self) -> Settings:
+        """Half of a security configuration would fail at the first connection, or run without what was meant."""
+        wants_sasl = self.kafka_security_protocol.startswith("SASL")
+        wants_tls = self.kafka_security_protocol.endswith("SSL")
+        has_user, has_password = self.kafka_sasl_username is not None, self.kafka_sasl_password is not None
+        files = (self.kafka_ssl_ca_file, self.kafka_ssl_cert_file, self.kafka_ssl_key_file)
+        protocol = f"KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol}"
+        if wants_sasl and not (has_user and has_password):
+            raise ValueError(f"{protocol} needs KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+        if not wants_sasl and (has_user or has_password):
+            raise ValueError(f"{protocol} takes no KAFKA_SASL_USERNAME or KAFKA_SASL_PASSWORD")
+        if not wants_tls and any(files):
+            raise ValueError(f"{protocol} takes no KAFKA_SSL_* files")
+        if self.kafka_ssl_key_file is not None and self.kafka_ssl_cert_file is None:
+            raise ValueError("KAFKA_SSL_KEY_FILE needs KAFKA_SSL_CERT_FILE")
+        return self
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read and check every setting once; an empty variable counts as unset."""
@@ -118,7 +153,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            problems = "; ".join(f"{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+            problems = "; ".join(_problem(e) for e in error.errors())
             raise ConfigurationError(f"environment refused: {problems}") from error
 
     def environment(self) -> dict[str, str]:
@@ -144,6 +179,12 @@ class Settings(BaseModel):
     def record_sets_dir(self) -> Path:
         """Where record-set files lie: ``<data_dir>/data/<tenant id>/``."""
         return self.data_dir / "data"
+
+
+def _problem(error: Any) -> str:
+    if not error["loc"]:  # of several variables together; the input would be all of them, secrets included
+        return str(error["msg"]).removeprefix("Value error, ")
+    return f"{error['loc'][0]}: {error['msg']} (got {error['input']!r})"
 
 
 def variable_names() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from settler_streams.adapters.kafka import broker
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.cli.output import EXIT_DIFFERS, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
 from settler_streams.settings import Settings
@@ -55,12 +56,12 @@ def check(state_dir: Path, as_json: bool) -> None:
 
 
 async def _compare(settings: Settings) -> list[broker.Difference]:
-    async with broker.admin(settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(settings).admin() as client:
         return await broker.compare(client, load_topology().declared(settings.deployment))
 
 
 async def _apply(settings: Settings) -> list[broker.Difference]:
-    async with broker.admin(settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(settings).admin() as client:
         declared = load_topology().declared(settings.deployment)
         return await broker.apply(client, declared, settings.kafka_replication_factor)
 

@@ -13,6 +13,7 @@ import aiokafka
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import TopicPartition
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.client.answers import Answers
 from settler_streams.client.transport import Caller, Command, Start, answers_since
 from settler_streams.errors import InvalidRequestError, StateError, UnavailableError
@@ -77,8 +78,7 @@ class KafkaTransport:
             self._users += 1
 
     async def _connect(self) -> None:
-        self._producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+        self._producer = Cluster.of(self._settings).producer(
             enable_idempotence=True,
             acks="all",
             linger_ms=2,
@@ -243,8 +243,7 @@ class KafkaTransport:
             raise UnavailableError(f"the reader of answers has stopped: {self._reader.exception()!r}")
 
     def _new_consumer(self) -> aiokafka.AIOKafkaConsumer:
-        return aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+        return Cluster.of(self._settings).consumer(
             isolation_level="read_committed",
             enable_auto_commit=False,
             fetch_max_wait_ms=100,

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import psutil
 
 from settler_streams.adapters.kafka import broker
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.dev.stack import ChildProcess, EmbeddedStack, ProcessRef, ports
 from settler_streams.dev.stack.folders import make_folder
@@ -247,7 +248,7 @@ async def prepare(settings: Settings) -> tuple[list[str], list[broker.Difference
         UnavailableError: PostgreSQL or Kafka did not answer.
     """
     migrations = await migrate(settings)
-    async with broker.admin(settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(settings).admin() as client:
         declared = load_topology().declared(settings.deployment)
         changes = await broker.apply(client, declared, settings.kafka_replication_factor)
     return migrations, changes

@@ -16,11 +16,11 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
-import aiokafka
 import structlog
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.results import write_results
 from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS
@@ -84,14 +84,13 @@ class Executor:
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._reader = RequestReader(settings)
-        self._dispatches = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+        self._dispatches = Cluster.of(settings).consumer(
             isolation_level="read_committed",
             enable_auto_commit=False,
             fetch_max_wait_ms=100,
         )
-        self._producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0,
+        self._producer = Cluster.of(settings).producer(
+            enable_idempotence=True, acks="all", linger_ms=0,
             max_request_size=4 * 1024 * 1024,  # a dead letter is larger than its request
         )  # fmt: skip
         self._database: TenantConnectionPool

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-import aiokafka
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import RecordError, UnavailableError
 from settler_streams.events import Envelope, JobRequested, Part, RecordRef, decode
 from settler_streams.ids import JobId, TenantId
@@ -31,8 +31,7 @@ class RequestReader:
 
     def __init__(self, settings: Settings) -> None:
         self._deployment = settings.deployment
-        self._consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+        self._consumer = Cluster.of(settings).consumer(
             enable_auto_commit=False,
             auto_offset_reset="none",
             fetch_max_wait_ms=100,

@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import InvalidRequestError, RecordError, UnavailableError
 from settler_streams.events import JobFinished, decode
 from settler_streams.gateway.gateway import Gateway
@@ -145,8 +146,7 @@ class ResultStream(Response):
 
     @asynccontextmanager
     async def _consumer(self) -> AsyncIterator[aiokafka.AIOKafkaConsumer]:
-        consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self._gateway.settings.kafka_bootstrap_servers,
+        consumer = Cluster.of(self._gateway.settings).consumer(
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # an offset that has expired goes on with the oldest that is kept

@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import faust
+from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
 from mode.supervisors import CrashingSupervisor
 
-from settler_streams.adapters.kafka.broker import admin, require
+from settler_streams.adapters.kafka.broker import require
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.ticker import Ticker
 
@@ -60,21 +62,29 @@ class FoldTables(TableManager):
         await self.app._fetcher.stop()  # noqa: SLF001
 
 
+class FoldBoot(BootStrategy):
+    """Starts no producer beside the consumer: each session has its own."""
+
+    enable_kafka_producer = False
+
+
 class FoldApp(faust.App):
     """The Faust app of one role. ``failure`` resolves with the reason when anything in it crashes."""
+
+    BootStrategy = FoldBoot
 
     def __init__(
         self,
         role: str,
         group: str,
         *,
-        bootstrap_servers: str,
+        cluster: Cluster,
         input_topics: tuple[str, ...],
         partitions: int,
         new_session: Callable[[int], Any],
         output_topics: Mapping[str, int] | None = None,
     ) -> None:
-        brokers = ";".join(f"settler://{server}" for server in bootstrap_servers.split(","))
+        brokers = ";".join(f"settler://{server}" for server in cluster.servers.split(","))
         super().__init__(
             group,
             broker=brokers,
@@ -97,7 +107,7 @@ class FoldApp(faust.App):
         self.partitions = partitions
         self.output_topics = output_topics or {}
         """Topics that must exist beside the inputs, with their partition counts."""
-        self.bootstrap_servers = bootstrap_servers
+        self.cluster = cluster
         self.new_session = new_session
         self.ticker: Ticker | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -110,7 +120,7 @@ class FoldApp(faust.App):
             UnavailableError: Kafka did not answer.
         """
         wanted = {**self.output_topics, **dict.fromkeys(self.input_topics, self.partitions)}
-        async with admin(self.bootstrap_servers) as client:
+        async with self.cluster.admin() as client:
             await require(client, wanted)
         await super().on_start()
 

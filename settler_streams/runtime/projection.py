@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-import aiokafka
 import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form as deadletters
-from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.adapters.postgres.effects import Effect
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
@@ -39,7 +38,7 @@ class ProjectionSpec:
 
     declared: Projection
     topology: Topology
-    bootstrap_servers: str
+    cluster: Cluster
     deployment: str
     pool: TenantConnectionPool
 
@@ -64,10 +63,9 @@ class ProjectionSession:
         self.intake = Intake(spec.topology)
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
-        self.producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=spec.bootstrap_servers, enable_idempotence=True, acks="all", linger_ms=0,
-            max_request_size=4 * 1024 * 1024,
-        )  # fmt: skip
+        self.producer = spec.cluster.producer(
+            enable_idempotence=True, acks="all", linger_ms=0, max_request_size=4 * 1024 * 1024
+        )
 
     async def open(self) -> None:
         """Read the positions from Postgres; store first ones for partitions that were never read.
@@ -78,7 +76,7 @@ class ProjectionSession:
         topics = [self.spec.topic(name) for name in self.spec.declared.inputs]
         tps = [TopicPartition(topic, self.partition) for topic in topics]
         await self.producer.start()
-        async with admin(self.spec.bootstrap_servers) as client:
+        async with self.spec.cluster.admin() as client:
             self.topic_ids = await topic_ids(client, topics)
         beginnings, ends = await self._bounds(tps)
         for tp in tps:
@@ -94,7 +92,7 @@ class ProjectionSession:
         log.info("projection opened", projection=self.spec.consumer, partition=self.partition)
 
     async def _bounds(self, tps: list[TopicPartition]) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
-        consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=self.spec.bootstrap_servers)
+        consumer = self.spec.cluster.consumer()
         await consumer.start()
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):

@@ -16,7 +16,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
 from settler_streams.errors import StateError, UnavailableError
@@ -67,7 +67,7 @@ class FoldSpec:
 
     declared: Fold
     topology: Topology
-    bootstrap_servers: str
+    cluster: Cluster
     deployment: str
     kinds: Mapping[str, type]
     new_logic: Callable[[State, int], FoldLogic]
@@ -129,8 +129,7 @@ class Session:
         self.logic = self.spec.new_logic(self.state, self.id.partition)
 
     async def _open_producer(self) -> None:
-        self.producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=self.spec.bootstrap_servers,
+        self.producer = self.spec.cluster.producer(
             client_id=self.id.transactional_id,
             transactional_id=self.id.transactional_id,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
@@ -144,8 +143,7 @@ class Session:
 
     async def _load(self) -> None:
         changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)
-        consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self.spec.bootstrap_servers,
+        consumer = self.spec.cluster.consumer(
             client_id=f"{self.id.transactional_id}-loader",
             group_id=self.id.group,
             isolation_level="read_committed",
@@ -169,7 +167,7 @@ class Session:
     async def _check_topics(self, stored: Mapping[str, str]) -> None:
         """The inputs must be those that the positions were stored for; the broker drops its offsets with a topic."""
         names = {self.spec.topic(name): name for name in self.spec.declared.inputs}
-        async with admin(self.spec.bootstrap_servers) as client:
+        async with self.spec.cluster.admin() as client:
             self.topic_ids = {names[topic]: known for topic, known in (await topic_ids(client, names)).items()}
         for name, known in self.topic_ids.items():
             if stored.get(name, known) != known:

@@ -14,6 +14,7 @@ import aiokafka
 import structlog
 from aiokafka.errors import KafkaError
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.events import ClockTick, encode, envelope
 from settler_streams.ids import PLATFORM, uuid7
 
@@ -27,18 +28,16 @@ TICK_DEADLINE_S = 10.0
 class Ticker:
     """Appends ticks for the folds that ``open_folds`` names at that moment. Its own clock only paces it."""
 
-    def __init__(self, role: str, topic: str, bootstrap_servers: str, open_folds: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, role: str, topic: str, cluster: Cluster, open_folds: Callable[[], Iterable[int]]) -> None:
         self._role = role
         self._topic = topic
-        self._bootstrap_servers = bootstrap_servers
+        self._cluster = cluster
         self._open_folds = open_folds
         self._sequence = 0
 
     async def run(self) -> None:
         """Until cancelled."""
-        producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=self._bootstrap_servers, client_id=f"{self._role}-ticker", linger_ms=0, acks="all"
-        )
+        producer = self._cluster.producer(client_id=f"{self._role}-ticker", linger_ms=0, acks="all")
         await producer.start()
         try:
             while True:

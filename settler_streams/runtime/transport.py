@@ -54,13 +54,12 @@ T = TypeVar("T")
 class ConsumerThread(stock.AIOKafkaConsumerThread):
     """The stock consumer thread, with a consumer configured for transactions."""
 
-    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+    def _create_worker_consumer(self, _transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
         self._assignor = self.app.assignor
-        return aiokafka.AIOKafkaConsumer(
+        consumer: aiokafka.AIOKafkaConsumer = self.app.cluster.consumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
-            bootstrap_servers=stock.server_list(transport.url, transport.default_port),
             partition_assignment_strategy=[self._assignor],
             isolation_level="read_committed",
             enable_auto_commit=False,
@@ -75,6 +74,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
             metadata_max_age_ms=30_000,
         )
+        return consumer
 
     async def in_thread(self, work: Callable[[aiokafka.AIOKafkaConsumer], Coroutine[Any, Any, T]]) -> T:
         """Run ``work`` on the consumer, in the thread that owns it."""

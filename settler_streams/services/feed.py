@@ -16,6 +16,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import RecordError, UnavailableError
 from settler_streams.events import Envelope, Part, decode
 from settler_streams.services.background import in_background
@@ -109,8 +110,7 @@ class TopicFeed:
             pause_s = min(2 * pause_s, RECONNECT_MAX_S)
 
     async def _follow(self) -> None:
-        consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+        consumer = Cluster.of(self._settings).consumer(
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # a topic that was deleted and made again is read anew

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import aiokafka
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import InvalidRequestError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, Part, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, partition_of, uuid7
@@ -53,8 +54,7 @@ class EventPublisher:
             UnavailableError: Kafka did not answer in time.
         """
         largest = max(topic.max_message_bytes for topic in self._topology.topics)
-        producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+        producer = Cluster.of(self._settings).producer(
             enable_idempotence=True,
             acks="all",
             linger_ms=2,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.agents import admission, dead_letters, flags, noisy_neighbour, recorder, scheduler
 from settler_streams.core.fold import State, Value
@@ -64,7 +65,7 @@ def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
     spec = FoldSpec(
         declared=declared,
         topology=topology,
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        cluster=Cluster.of(settings),
         deployment=settings.deployment,
         kinds=definition.kinds,
         new_logic=partial(_new_logic, definition, topology),
@@ -76,14 +77,14 @@ def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
     app.batch_agent(definition.agent)
     if declared.tick is not None:
         tick_topic = full_name(settings.deployment, declared.tick)
-        app.ticker = Ticker(role, tick_topic, settings.kafka_bootstrap_servers, app.open_folds)
+        app.ticker = Ticker(role, tick_topic, Cluster.of(settings), app.open_folds)
     return app
 
 
 def projection_app(role: str, settings: Settings, topology: Topology, pool: TenantConnectionPool) -> FoldApp:
     """The app of a role that writes to Postgres together with its position there."""
     declared = topology.projection(role)
-    spec = ProjectionSpec(declared, topology, settings.kafka_bootstrap_servers, settings.deployment, pool)
+    spec = ProjectionSpec(declared, topology, Cluster.of(settings), settings.deployment, pool)
     app = _app(role, declared.inputs, settings, topology, partial(ProjectionSession, spec))
     app.batch_agent(PROJECTIONS[role])
     return app
@@ -103,7 +104,7 @@ def _app(
     return FoldApp(
         role,
         f"{settings.deployment}.{role}",
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        cluster=Cluster.of(settings),
         input_topics=tuple(full_name(settings.deployment, name) for name in inputs),
         partitions=partitions,
         new_session=new_session,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import ClassVar
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
 from settler_streams.errors import RecordError
 from settler_streams.events import Resource, TenantAcknowledged, UsageRecorded, encode, envelope
@@ -103,7 +104,7 @@ def spec_of(log: KafkaLog) -> FoldSpec:
     return FoldSpec(
         declared=TOPOLOGY.fold("counter"),
         topology=TOPOLOGY,
-        bootstrap_servers=log.settings.kafka_bootstrap_servers,
+        cluster=Cluster.of(log.settings),
         deployment=log.settings.deployment,
         kinds=Counter.kinds,
         new_logic=Counter,

@@ -11,7 +11,8 @@ from typing import Any
 import aiokafka
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
-from settler_streams.adapters.kafka.broker import admin, apply
+from settler_streams.adapters.kafka.broker import apply
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.projection import read_positions
 from settler_streams.events import Envelope, Part, decode
@@ -35,7 +36,7 @@ class KafkaLog:
         """Create the declared topics."""
         missing = {self.full(name) for name in without}
         declared = [d for d in self.topology.declared(self.settings.deployment) if d.topic not in missing]
-        async with admin(self.settings.kafka_bootstrap_servers) as client:
+        async with Cluster.of(self.settings).admin() as client:
             await apply(client, declared)
 
     def full(self, name: str) -> str:

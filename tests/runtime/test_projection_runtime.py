@@ -15,7 +15,7 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form as form
-from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.agents.recorder import effects_of
@@ -76,7 +76,7 @@ async def opened(log: KafkaLog, pool: TenantConnectionPool, partition: int) -> A
     """Opens sessions of the recorder for the test's partition."""
     sessions: list[ProjectionSession] = []
     declared = log.topology.projection("recorder")
-    spec = ProjectionSpec(declared, log.topology, log.settings.kafka_bootstrap_servers, log.settings.deployment, pool)
+    spec = ProjectionSpec(declared, log.topology, Cluster.of(log.settings), log.settings.deployment, pool)
 
     async def open_session() -> ProjectionSession:
         session = ProjectionSession(spec, partition)
@@ -176,7 +176,7 @@ async def test_what_cannot_be_written_is_a_dead_letter_and_the_rest_is_written(
 async def test_a_position_outside_of_the_log_stops_the_projection(log: KafkaLog, opened: Open, partition: int) -> None:
     await opened()
     await decide(log, partition, [(tenant_in(partition), {})] * 3)
-    async with admin(log.settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(log.settings).admin() as client:
         await client.delete_records({tp(log, partition): RecordsToDelete(before_offset=2)})
     with pytest.raises(StateError, match="lies outside the log"):
         await opened()
@@ -185,7 +185,7 @@ async def test_a_position_outside_of_the_log_stops_the_projection(log: KafkaLog,
 async def test_a_topic_that_was_made_again_stops_the_projection(log: KafkaLog, opened: Open, partition: int) -> None:
     """It has the same name and other records; the test comes last, because it takes the topic from the others."""
     await opened()
-    async with admin(log.settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(log.settings).admin() as client:
         await client.delete_topics([log.full("job-decisions")])
         async with asyncio.timeout(WAIT_S_MAX):
             while log.full("job-decisions") in await client.list_topics():

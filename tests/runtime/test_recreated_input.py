@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import StateError
 from settler_streams.runtime.session import Session
 from settler_streams.settings import Settings
@@ -27,7 +27,7 @@ async def test_an_input_that_was_made_again_stops_the_fold(settings: Settings) -
     await fold(first, await arrived(log, first))
     await first.close()
 
-    async with admin(settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(settings).admin() as client:
         await client.delete_topics([log.full("usage-events")])
         async with asyncio.timeout(WAIT_S_MAX):
             while log.full("usage-events") in await client.list_topics():

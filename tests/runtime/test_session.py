@@ -13,7 +13,7 @@ import pytest_asyncio
 from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.core.fold import FoldClock
 from settler_streams.errors import FencedError, StateError, UnavailableError
 from settler_streams.runtime import step as step_module
@@ -257,7 +257,7 @@ async def test_a_changelog_record_that_cannot_be_read_stops_the_fold(
     topic = "counter-changelog"
     if key is None:
         # A compacted topic refuses a record without a key; one may still lie there from before it was compacted.
-        async with admin(log.settings.kafka_bootstrap_servers) as client:
+        async with Cluster.of(log.settings).admin() as client:
             await _set_cleanup(client, log.full(topic), "delete")
             await log.append(topic, partition, [(key, value)])
             await _set_cleanup(client, log.full(topic), "compact")
@@ -280,7 +280,7 @@ async def test_records_deleted_before_they_were_read_stop_the_fold(log: KafkaLog
     former = await opened(partition)
     await fold(former, await arrived(log, former))
     await log.append("usage-events", partition, [usage(local(partition)) for _ in range(3)])
-    async with admin(log.settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(log.settings).admin() as client:
         tp = TopicPartition(log.full("usage-events"), partition)
         await client.delete_records({tp: RecordsToDelete(before_offset=3)})
     with pytest.raises(StateError, match="lies outside the log"):

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from aiokafka.admin import NewTopic
 
-from settler_streams.adapters.kafka.broker import admin
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import ConfigurationError
 from settler_streams.events import StepJournal, decode
 from settler_streams.runtime.app import BatchAgent, Batches, FoldApp
@@ -53,7 +53,7 @@ class Worker:
         self.app = FoldApp(
             "counter",
             f"{log.settings.deployment}.counter",
-            bootstrap_servers=log.settings.kafka_bootstrap_servers,
+            cluster=Cluster.of(log.settings),
             input_topics=(log.full("usage-events"),),
             partitions=counter.PARTITIONS,
             new_session=new_session,
@@ -178,7 +178,7 @@ async def test_a_missing_input_topic_stops_the_start(log: KafkaLog, settings: Se
 async def test_an_input_with_another_partition_count_stops_the_start(log: KafkaLog, settings: Settings) -> None:
     other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-count"}), log.topology)
     await other.create(without=["usage-events"])
-    async with admin(settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(settings).admin() as client:
         topic = NewTopic(other.full("usage-events"), num_partitions=counter.PARTITIONS - 1, replication_factor=1)
         await client.create_topics([topic])
     await refuses_to_start(other, "usage-events")

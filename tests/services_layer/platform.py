@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from settler_streams.adapters.kafka.broker import admin, apply
+from settler_streams.adapters.kafka.broker import apply
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.events import Envelope, Part, TenantTier
@@ -105,7 +106,7 @@ def new_settings(services: Services, kafka: Service, postgres: Service, valkey: 
 @pytest_asyncio.fixture(scope="module")
 async def platform(new_settings: Settings) -> AsyncIterator[Platform]:
     await migrate(new_settings)
-    async with admin(new_settings.kafka_bootstrap_servers) as client:
+    async with Cluster.of(new_settings).admin() as client:
         await apply(client, load_topology().declared(new_settings.deployment))
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(running_role("admission", new_settings))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.errors import TopicAlreadyExistsError
 
-from settler_streams.errors import ConfigurationError, UnavailableError
+from settler_streams.adapters.kafka.cluster import ADMIN_DEADLINE_S
+from settler_streams.errors import ConfigurationError
 from settler_streams.topology import Declared
-
-ADMIN_DEADLINE_S = 30.0
-"""Longest wait for the broker in one administrative step; creating thirty topics takes about a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +24,6 @@ class Difference:
     declared: str
     live: str
     repairable: bool
-
-
-@asynccontextmanager
-async def admin(bootstrap_servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    """An administrative client, closed at the end.
-
-    Raises:
-        UnavailableError: the broker did not answer.
-    """
-    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=int(ADMIN_DEADLINE_S * 1000))
-    try:
-        async with asyncio.timeout(ADMIN_DEADLINE_S):
-            await client.start()
-    except (KafkaError, TimeoutError, OSError) as error:
-        await client.close()
-        raise UnavailableError(f"Kafka at {bootstrap_servers} did not answer: {error!r}") from error
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def compare(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> list[Difference]:

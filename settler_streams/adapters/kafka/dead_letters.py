@@ -19,6 +19,7 @@ from aiokafka.errors import IllegalOperation, KafkaError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form as form
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.settings import Settings
@@ -314,8 +315,7 @@ async def _records(
 
 
 def _consumer(settings: Settings) -> aiokafka.AIOKafkaConsumer:
-    return aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+    return Cluster.of(settings).consumer(
         client_id=f"{settings.deployment}.operator",
         isolation_level="read_committed",
         enable_auto_commit=False,
@@ -325,8 +325,7 @@ def _consumer(settings: Settings) -> aiokafka.AIOKafkaConsumer:
 
 
 def _producer(settings: Settings, topology: Topology) -> aiokafka.AIOKafkaProducer:
-    return aiokafka.AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+    return Cluster.of(settings).producer(
         transactional_id=f"{settings.deployment}.redrive",
         transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         max_request_size=BROKER_LIMIT_FACTOR * topology.topic(TOPIC).max_message_bytes,

@@ -17,6 +17,7 @@ from typing import Any
 import aiokafka
 from aiokafka.structs import TopicPartition
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.ids import TenantId
 from settler_streams.settings import Settings
@@ -179,6 +180,4 @@ def _partitions(settings: Settings) -> list[TopicPartition]:
 
 
 def _consumer(settings: Settings) -> aiokafka.AIOKafkaConsumer:
-    return aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, isolation_level="read_committed", enable_auto_commit=False
-    )
+    return Cluster.of(settings).consumer(isolation_level="read_committed", enable_auto_commit=False)

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiokafka
 from rich.console import Console
 from rich.live import Live
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.client import KafkaTransport, SettlerClient
 from settler_streams.dev.demo import report
@@ -96,9 +96,8 @@ def _write_record_sets(folder: Path, seed: int) -> None:
 
 async def _kill_previews(settings: Settings, operator: SettlerClient) -> None:
     """Switch the kind off for everyone, and wait until the change stands in every partition that admission reads."""
-    consumer = aiokafka.AIOKafkaConsumer(
+    consumer = Cluster.of(settings).consumer(
         full_name(settings.deployment, "flag-state"),
-        bootstrap_servers=settings.kafka_bootstrap_servers,
         isolation_level="read_committed",
         auto_offset_reset="latest",
     )
@@ -117,7 +116,7 @@ async def _kill_previews(settings: Settings, operator: SettlerClient) -> None:
 
 
 async def _send_malformed(settings: Settings, tenant: TenantId) -> None:
-    async with aiokafka.AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers) as producer:
+    async with Cluster.of(settings).producer() as producer:
         await producer.send_and_wait(full_name(settings.deployment, "job-requests"), MALFORMED, key=tenant.encode())
 
 

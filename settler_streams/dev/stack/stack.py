@@ -296,7 +296,15 @@ class EmbeddedStack:
             password = SecretStr(state.secret("valkey"))
             update |= {"redis_host": HOST, "redis_port": state.ports["valkey"], "redis_password": password}
         if "kafka" not in self.external:
-            update["kafka_bootstrap_servers"] = f"{HOST}:{state.ports['kafka']}"
+            update |= {
+                "kafka_bootstrap_servers": f"{HOST}:{state.ports['kafka']}",
+                "kafka_security_protocol": "PLAINTEXT",
+                "kafka_sasl_username": None,
+                "kafka_sasl_password": None,
+                "kafka_ssl_ca_file": None,
+                "kafka_ssl_cert_file": None,
+                "kafka_ssl_key_file": None,
+            }
         return self._base.model_copy(update=update)
 
     def _status(self, name: PartName) -> PartStatus:

@@ -11,6 +11,7 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import broker, dead_letter_form, dead_letters
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.dead_letters import LIST_MAX, Selection
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, RecordError
 from settler_streams.settings import Settings
@@ -29,7 +30,7 @@ OTHER = "0190a1b2-0000-7000-8000-0000000000b2"
 @pytest.fixture(scope="module")
 async def settings(services: Services, kafka: object, deployment: str) -> Settings:
     made = services.settings.model_copy(update={"deployment": deployment})
-    async with broker.admin(made.kafka_bootstrap_servers) as client:
+    async with Cluster.of(made).admin() as client:
         await broker.apply(client, TOPOLOGY.declared(deployment))
     return made
 

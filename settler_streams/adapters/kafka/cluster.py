@@ -1,0 +1,94 @@
+"""The Kafka cluster as this process may reach it: its addresses, TLS, and who we are to it.
+
+Every Kafka client of the system is made here, so none can forget the credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiokafka
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from settler_streams.errors import ConfigurationError, UnavailableError
+from settler_streams.settings import Settings
+
+ADMIN_DEADLINE_S = 30.0
+"""Longest wait for the broker in one administrative step; creating thirty topics takes about a second."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Makes clients. Options given to a method are those of aiokafka's class.
+
+    Args:
+        servers: ``host:port``, comma-separated.
+        access: aiokafka's options of the connection: protocol, TLS context, mechanism and credentials.
+    """
+
+    servers: str
+    access: dict[str, Any]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Cluster:
+        """The cluster of the settings.
+
+        Raises:
+            ConfigurationError: a certificate or key file cannot be read.
+        """
+        access: dict[str, Any] = {"security_protocol": settings.kafka_security_protocol}
+        if settings.kafka_security_protocol.endswith("SSL"):
+            access["ssl_context"] = _tls(settings)
+        if settings.kafka_sasl_password is not None:
+            access |= {
+                "sasl_mechanism": settings.kafka_sasl_mechanism,
+                "sasl_plain_username": settings.kafka_sasl_username,
+                "sasl_plain_password": settings.kafka_sasl_password.get_secret_value(),
+            }
+        return cls(settings.kafka_bootstrap_servers, access)
+
+    def producer(self, **options: Any) -> aiokafka.AIOKafkaProducer:
+        """A producer, not started."""
+        return aiokafka.AIOKafkaProducer(bootstrap_servers=self.servers, **self.access, **options)
+
+    def consumer(self, *topics: str, **options: Any) -> aiokafka.AIOKafkaConsumer:
+        """A consumer, not started."""
+        return aiokafka.AIOKafkaConsumer(*topics, bootstrap_servers=self.servers, **self.access, **options)
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        """An administrative client, closed at the end.
+
+        Raises:
+            UnavailableError: the broker did not answer.
+        """
+        client = AIOKafkaAdminClient(
+            bootstrap_servers=self.servers, request_timeout_ms=int(ADMIN_DEADLINE_S * 1000), **self.access
+        )
+        try:
+            async with asyncio.timeout(ADMIN_DEADLINE_S):
+                await client.start()
+        except (KafkaError, TimeoutError, OSError) as error:
+            await client.close()
+            raise UnavailableError(f"Kafka at {self.servers} did not answer: {error!r}") from error
+        try:
+            yield client
+        finally:
+            await client.close()
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    """Checks the broker's certificate and name, by the system's authorities unless others are given; shows ours."""
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
+        if settings.kafka_ssl_cert_file is not None:
+            context.load_cert_chain(settings.kafka_ssl_cert_file, settings.kafka_ssl_key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"KAFKA_SSL_*: {error}") from error
+    return context
