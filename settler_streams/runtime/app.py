@@ -14,7 +14,10 @@ from mode.supervisors import CrashingSupervisor
 
 from settler_streams.adapters.kafka.broker import require
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.core.fold import Value
 from settler_streams.runtime.batch import Batch
+from settler_streams.runtime.state import Overlay
+from settler_streams.runtime.table import FoldTable
 from settler_streams.runtime.ticker import Ticker
 
 BatchAgent = Callable[[Any], Awaitable[None]]
@@ -38,6 +41,8 @@ class FoldTables(TableManager):
     async def on_start(self) -> None:
         """Nothing is recovered up front."""
         self._tables_finalized.set()
+        for table in self.values():
+            await table.maybe_start()
         self._tables_registered.set()
 
     async def wait_until_recovery_completed(self) -> bool:
@@ -60,6 +65,8 @@ class FoldTables(TableManager):
     async def on_stop(self) -> None:
         """Stop fetching."""
         await self.app._fetcher.stop()  # noqa: SLF001
+        for table in self.values():
+            await table.stop()
 
 
 class FoldBoot(BootStrategy):
@@ -94,7 +101,7 @@ class FoldApp(faust.App):
             topic_allow_declare=False,
             web_enabled=False,
             datadir=tempfile.gettempdir(),
-            store="memory://",
+            table_standby_replicas=0,
             stream_wait_empty=True,
             broker_session_timeout=10.0,
             broker_heartbeat_interval=3.0,
@@ -131,6 +138,19 @@ class FoldApp(faust.App):
         """
         topic = self.topic(*self.input_topics, acks=False, internal=False, schema=BatchSchema())
         return self.agent(topic, concurrency=self.partitions, supervisor_strategy=CrashingSupervisor)(agent)
+
+    def fold_table(self, changelog: str, kinds: Mapping[str, type[Value]]) -> FoldTable:
+        """Register the role's state as a table, under the role's name. ``changelog`` is the topic's full name."""
+        table = FoldTable(
+            self, name=self.role, changelog=changelog, partitions=self.partitions, kinds=kinds,
+            open_states=self._open_states,
+        )  # fmt: skip
+        self.tables.add(table)
+        return table
+
+    def _open_states(self) -> Mapping[int, Overlay]:
+        consumer = self._consumer
+        return consumer.open_states() if consumer is not None else {}
 
     def open_folds(self) -> list[int]:
         """The partition numbers whose sessions are open in this process."""

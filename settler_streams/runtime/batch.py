@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from aiokafka.structs import TopicPartition
 
+from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
 
 
@@ -16,6 +17,8 @@ class Ownership(Protocol):
     """One ownership of one fold or projection: opened once, closed once, lost after any failure."""
 
     positions: dict[TopicPartition, int]
+    state: Overlay
+    """Empty where the rows in Postgres are the state."""
     logic: Any
 
     async def open(self) -> None:
@@ -43,6 +46,7 @@ class Batch:
         self.partition = partition
         self.started = False
         self.discarded = False
+        self.in_step = False
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __len__(self) -> int:
@@ -52,6 +56,11 @@ class Batch:
     def logic(self) -> Any:
         """The decisions of this batch's fold, over the state of its session."""
         return self._session.logic
+
+    @property
+    def state(self) -> Overlay:
+        """The fold's state."""
+        return self._session.state
 
     def discard(self) -> None:
         """The partitions are being taken away before the agent came to this batch; it will be read again."""
@@ -67,7 +76,11 @@ class Batch:
         self.started = True
         try:
             async with self._session.new_step(self._records) as step:
-                yield step
+                self.in_step = True
+                try:
+                    yield step
+                finally:
+                    self.in_step = False
         except BaseException as error:
             self._finish(error)
             raise

@@ -26,6 +26,7 @@ from settler_streams.core.fold import Record
 from settler_streams.errors import RecordError, StateError, UnavailableError
 from settler_streams.runtime.intake import Intake, Raw, key_of, traceparent_of
 from settler_streams.runtime.observation import Observation
+from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records
 from settler_streams.topology import Projection, Topology, full_name
 
@@ -61,6 +62,7 @@ class ProjectionSession:
         self.spec = spec
         self.partition = partition
         self.intake = Intake(spec.topology)
+        self.state = Overlay()
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
         self.producer = spec.cluster.producer(

@@ -34,6 +34,7 @@ from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.errors import ConfigurationError
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
+from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
 
 log = structlog.get_logger(__name__)
@@ -145,6 +146,10 @@ class Consumer(stock.Consumer):
     def open_folds(self) -> list[int]:
         """Partition numbers of the folds that are ready for records."""
         return [partition for partition, runner in self._runners.items() if runner.opened]
+
+    def open_states(self) -> dict[int, Overlay]:
+        """The state of each such fold, by partition number."""
+        return {partition: runner.session.state for partition, runner in self._runners.items() if runner.opened}
 
     def _partitions_of(self, assigned: Iterable[TP]) -> set[int]:
         """The fold numbers of an assignment; each must come with all of its inputs, or decisions would be split."""
