@@ -78,8 +78,17 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         return consumer
 
     async def in_thread(self, work: Callable[[aiokafka.AIOKafkaConsumer], Coroutine[Any, Any, T]]) -> T:
-        """Run ``work`` on the consumer, in the thread that owns it."""
-        future = asyncio.run_coroutine_threadsafe(work(self._ensure_consumer()), self.thread_loop)
+        """Run ``work`` on the consumer, in the thread that owns it.
+
+        Raises:
+            RuntimeError: the thread has ended.
+        """
+        running = work(self._ensure_consumer())
+        try:
+            future = asyncio.run_coroutine_threadsafe(running, self.thread_loop)
+        except RuntimeError:
+            running.close()
+            raise
         return await asyncio.wrap_future(future)
 
 
