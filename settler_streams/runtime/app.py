@@ -8,17 +8,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.app.base import BootStrategy
+from faust.exceptions import ConsumerNotStarted
 from faust.tables.manager import TableManager
 from mode.supervisors import CrashingSupervisor
 
 from settler_streams.adapters.kafka.broker import require
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.core.fold import Value
+from settler_streams.errors import UnavailableError
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.table import FoldTable
 from settler_streams.runtime.ticker import Ticker
+from settler_streams.runtime.watchdog import Standing, Watchdog
 
 BatchAgent = Callable[[Any], Awaitable[None]]
 
@@ -130,6 +134,7 @@ class FoldApp(faust.App):
         async with self.cluster.admin() as client:
             await require(client, wanted)
         await super().on_start()
+        self.add_future(Watchdog(self).run())
 
     def batch_agent(self, agent: BatchAgent) -> Any:
         """Register ``agent`` on the role's inputs. Batches of different folds reach it side by side.
@@ -151,6 +156,18 @@ class FoldApp(faust.App):
     def _open_states(self) -> Mapping[int, Overlay]:
         consumer = self._consumer
         return consumer.open_states() if consumer is not None else {}
+
+    async def standings(self) -> Mapping[int, Standing]:
+        """Where each fold of this worker stands, by partition number; see the consumer's.
+
+        Raises:
+            UnavailableError: the broker did not answer, or nobody is there to ask it.
+        """
+        try:
+            standings: Mapping[int, Standing] = await self.consumer.standings()
+        except (KafkaError, ConsumerNotStarted) as error:
+            raise UnavailableError(f"{self.conf.id}: {error!r}") from error
+        return standings
 
     def open_folds(self) -> list[int]:
         """The partition numbers whose sessions are open in this process."""

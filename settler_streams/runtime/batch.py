@@ -17,6 +17,8 @@ class Ownership(Protocol):
     """One ownership of one fold or projection: opened once, closed once, lost after any failure."""
 
     positions: dict[TopicPartition, int]
+    taken: bool
+    """Nobody else can change anything under the former owner's name any more; what is left of opening fences nobody."""
     state: Overlay
     """Empty where the rows in Postgres are the state."""
     logic: Any

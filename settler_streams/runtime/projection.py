@@ -63,6 +63,7 @@ class ProjectionSession:
         self.partition = partition
         self.intake = Intake(spec.topology)
         self.state = Overlay()
+        self.taken = True  # a projection is not taken: whoever moves its position first has moved it
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
         self.producer = spec.cluster.producer(

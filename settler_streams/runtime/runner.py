@@ -23,12 +23,18 @@ FETCH_WAIT_S = 1.0
 """Longest wait of one fetch; only an idle fold waits this long, and it then asks again."""
 
 
+ASSIGNED_RETRY_S = 0.5
+"""A heartbeat's worth: Kafka says in one round trip whether the assignment still holds."""
+
+
 class Source(Protocol):
     """Where records come from: the consumer, seen from its own thread or not."""
 
     async def fetch(self, tps: frozenset[TopicPartition], wait_s: float) -> Records: ...
 
     async def seek(self, positions: Mapping[TopicPartition, int]) -> None: ...
+
+    async def is_assigned(self, partition: int) -> bool: ...
 
 
 class FoldRunner:
@@ -45,9 +51,12 @@ class FoldRunner:
         self._flow = asyncio.Event()
         self._positioned = False
         self._batch: Batch | None = None
+        self._resumed = 0
+        self._batches = 0
 
     async def run(self) -> None:
         """Until cancelled, or until something fails, in which case the worker stops."""
+        await self._until_assigned()
         await self.session.open()
         self.opened = True
         tps = frozenset(self.session.positions)
@@ -65,7 +74,15 @@ class FoldRunner:
             if records and self._flow.is_set() and self._positioned:
                 await self._process(records)
 
+    async def _until_assigned(self) -> None:
+        """An owner of yesterday that opened would fence today's. Wait to be dropped, or for Kafka's answer."""
+        while True:
+            if await self._source.is_assigned(self.partition):
+                return
+            await asyncio.sleep(ASSIGNED_RETRY_S)
+
     async def _process(self, records: Records) -> None:
+        self._batches += 1
         batch = self._batch = Batch(self.session, self.partition, records)
         await self._deliver(batch)
         await batch.finished
@@ -74,7 +91,18 @@ class FoldRunner:
     def resume(self) -> None:
         """Let records flow, from the session's own positions."""
         self._positioned = False
+        self._resumed += 1
         self._flow.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way that has to come to an end: opening, a rebalance, a batch."""
+        return not self.opened or not self._flow.is_set() or self._batch is not None
+
+    @property
+    def standing(self) -> tuple[int, ...]:
+        """Differs from any earlier one as soon as the fold has got anywhere."""
+        return (self.opened, self._resumed, self._batches, *self.session.positions.values())
 
     async def pause(self) -> None:
         """Stop the flow; return when the step under way has ended. A batch that has not begun is given up."""

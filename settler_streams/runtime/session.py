@@ -99,6 +99,7 @@ class Session:
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
         self.now_ms = 0
+        self.taken = False
         self.lost = False
         self.logic: FoldLogic
         self.producer: aiokafka.AIOKafkaProducer
@@ -140,6 +141,7 @@ class Session:
             linger_ms=0,
         )
         await self.producer.start()
+        self.taken = True
 
     async def _load(self) -> None:
         changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)

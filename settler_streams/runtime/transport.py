@@ -26,16 +26,18 @@ from typing import Any, TypeVar
 import aiokafka
 import structlog
 from aiokafka.structs import TopicPartition
+from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from settler_streams.adapters.telemetry.metrics import METRICS
-from settler_streams.errors import ConfigurationError
+from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
+from settler_streams.runtime.watchdog import Standing
 
 log = structlog.get_logger(__name__)
 
@@ -81,14 +83,14 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         """Run ``work`` on the consumer, in the thread that owns it.
 
         Raises:
-            RuntimeError: the thread has ended.
+            UnavailableError: the thread has ended.
         """
         running = work(self._ensure_consumer())
         try:
             future = asyncio.run_coroutine_threadsafe(running, self.thread_loop)
-        except RuntimeError:
+        except RuntimeError as error:
             running.close()
-            raise
+            raise UnavailableError("the consumer's thread has ended") from error
         return await asyncio.wrap_future(future)
 
 
@@ -138,6 +140,56 @@ class Consumer(stock.Consumer):
                 consumer.seek(tp, offset)
 
         await self._thread.in_thread(work)
+
+    async def is_assigned(self, partition: int) -> bool:
+        """Whether Kafka, asked now, still counts this member as the owner of the fold.
+
+        What the member itself believes is not enough: one that was frozen opens a fold that has long had a new owner.
+        """
+
+        async def work(consumer: aiokafka.AIOKafkaConsumer) -> bool:
+            coordinator = consumer._coordinator  # noqa: SLF001 - no public door to a heartbeat
+            alive = await coordinator._do_heartbeat()  # noqa: SLF001
+            current = alive and not coordinator._rejoin_needed_fut.done()  # noqa: SLF001 - a newer generation forms
+            return current and all(
+                TopicPartition(topic, partition) in consumer.assignment() for topic in self.app.input_topics
+            )
+
+        assigned: bool = await self._thread.in_thread(work)
+        return assigned
+
+    async def standings(self) -> dict[int, Standing]:
+        """Where each fold stands, by partition number; its backlog is asked of the broker, past the fetcher.
+
+        Raises:
+            KafkaError: the broker did not answer.
+            ConsumerNotStarted: there is no consumer yet.
+        """
+        runners = dict(self._runners)
+        inputs = {
+            partition: [TopicPartition(topic, partition) for topic in self.app.input_topics] for partition in runners
+        }
+
+        async def work(consumer: aiokafka.AIOKafkaConsumer) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
+            if consumer._fetcher is None:  # noqa: SLF001 - constructed, and still on its way to the broker
+                raise ConsumerNotStarted
+            asked = [tp for tps in inputs.values() for tp in tps]
+            ends = await consumer.end_offsets(asked or [TopicPartition(self.app.input_topics[0], 0)])
+            subscription = consumer._subscription.subscription  # noqa: SLF001 - `position` waits for an assignment
+            assignment = subscription.assignment if subscription is not None else None
+            owned = assignment.tps if assignment is not None else ()
+            states = {tp: assignment.state_value(tp) for tp in asked if tp in owned}
+            at = {tp: state.position for tp, state in states.items() if state.has_valid_position}
+            return at, {tp for tp, position in at.items() if ends[tp] > position}
+
+        at, behind = await self._thread.in_thread(work)
+        return {
+            partition: Standing(
+                moved=(*runner.standing, *(at.get(tp, -1) for tp in inputs[partition])),
+                waits=runner.busy or not behind.isdisjoint(inputs[partition]),
+            )
+            for partition, runner in runners.items()
+        }
 
     async def assign_folds(self, assigned: Iterable[TP]) -> None:
         """Drop the folds that are gone, keep those that stay (their epoch is still valid), start the new ones."""
@@ -215,9 +267,15 @@ class Consumer(stock.Consumer):
         METRICS.fold_closed(self.app.role, self.app.input_topics, partition)
 
     async def wait_empty(self) -> None:
-        """Wait for the steps under way; a batch that no agent has begun is given up and will be read again."""
+        """Wait for the steps under way; a batch that no agent has begun is given up and will be read again.
+
+        A session that has not taken its fold yet is dropped: it could do so after the fold has got its next owner. It
+        is opened anew if the fold stays here.
+        """
+        untaken = [partition for partition, runner in self._runners.items() if not runner.session.taken]
         try:
             async with asyncio.timeout(DRAIN_DEADLINE_S):
+                await asyncio.gather(*(self._drop(partition) for partition in untaken))
                 await asyncio.gather(*(runner.pause() for runner in self._runners.values()))
         except TimeoutError:
             log.exception("a step outlasts the drain deadline", app=self.app.conf.id, deadline_s=DRAIN_DEADLINE_S)

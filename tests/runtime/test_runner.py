@@ -12,6 +12,7 @@ from aiokafka.structs import TopicPartition
 
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
+from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
 from settler_streams.runtime.transport import Consumer
 
@@ -22,9 +23,11 @@ class Opened:
     """A session that stands at an offset."""
 
     logic = None
+    taken = True
 
     def __init__(self) -> None:
         self.positions = {TP: 7}
+        self.state = Overlay()
 
     async def open(self) -> None: ...
 
@@ -46,6 +49,9 @@ class SlowToSeek:
         self.at = positions[TP]
         self.seeking.set()
         await self.answer.wait()
+
+    async def is_assigned(self, _partition: int) -> bool:
+        return True
 
     async def fetch(self, _tps: frozenset[TopicPartition], _wait_s: float) -> Records:
         await asyncio.sleep(0)
