@@ -38,6 +38,7 @@ async def run(apps: Sequence[FoldApp]) -> int:
         SettlerError: an app did not start; the others are stopped.
     """
     stop = stop_on_signals()
+    log.info("worker starting", roles=[app.conf.id for app in apps], pid=os.getpid())
     ended = guard_loop(EXIT_STALLED)
     tickers = [asyncio.create_task(app.ticker.run()) for app in apps if app.ticker is not None]
     failures = [app.failure for app in apps]
