@@ -111,7 +111,6 @@ class FoldApp(faust.App):
             broker_heartbeat_interval=3.0,
             broker_request_timeout=30.0,
             broker_max_poll_interval=300.0,
-            consumer_max_fetch_size=4 * 1024 * 1024,
         )
         self.role = role
         self.input_topics = input_topics

@@ -27,6 +27,22 @@ class Ownership(Protocol):
         """Take over: fence the former owner, then read positions and state."""
         ...
 
+    async def fetch(self, wait_s: float) -> Records:
+        """The next records of its inputs; empty after ``wait_s`` seconds. What was handed out is not handed out again.
+
+        Raises:
+            UnavailableError: they cannot be read.
+        """
+        ...
+
+    async def backlog(self) -> tuple[list[int], bool]:
+        """The offsets that are read next, and whether the broker, asked now, holds records there.
+
+        Raises:
+            UnavailableError: the broker did not answer.
+        """
+        ...
+
     def new_step(self, records: Records) -> AbstractAsyncContextManager[Any]:
         """The transaction that processes ``records``."""
         ...

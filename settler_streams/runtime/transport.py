@@ -8,19 +8,19 @@ offsets of a batch in the same Kafka transaction as its outputs and its state.
 What is overridden, and why:
 
 =========================  ==========================================================================================
-``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch; says that
-                           the member is alive
+``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch, from a
+                           consumer of its own; says that the member is alive
 ``commit``, ``ack``        do nothing: offsets are committed by the step, in its transaction
 ``wait_empty``             before a rebalance and at shutdown, waits for the steps under way and for nothing else
-``_create_worker_consumer``  reads committed records only, never resets an offset, waits 25 ms (Faust: 1,500 ms) for
-                           data, and always uses the co-partitioned assignor
+``_create_worker_consumer``  a member of the group that reads nothing and never resets an offset; always uses the
+                           co-partitioned assignor
 =========================  ==========================================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import aiokafka
@@ -36,18 +36,12 @@ from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
 from settler_streams.runtime.state import Overlay
-from settler_streams.runtime.step import Records
 from settler_streams.runtime.watchdog import Standing
 
 log = structlog.get_logger(__name__)
 
-FETCH_MAX_WAIT_MS = 25
-"""A partition whose records were just taken is asked for again only when the fetch under way returns; so this bounds
-the delay, at 40 small requests a second and consumer when idle."""
 ALIVE_INTERVAL_S = 1.0
 """Far below any poll interval, and one call to another thread per second."""
-BATCH_RECORDS_MAX = 16_000
-"""Records in one step at most: bounds memory and the time of a transaction whatever the lag."""
 DRAIN_DEADLINE_S = 10.0
 """Longest wait for steps under way when partitions are taken away; a longer one is fenced by its successor."""
 
@@ -64,12 +58,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             client_id=conf.broker_client_id,
             group_id=conf.id,
             partition_assignment_strategy=[self._assignor],
-            isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="none",
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-            max_poll_records=BATCH_RECORDS_MAX,
-            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
@@ -94,8 +84,20 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         return await asyncio.wrap_future(future)
 
 
+class RebalanceListener(stock.ConsumerRebalanceListener):
+    """The stock listener, for a consumer that is a member and reads nothing: each fold has a reader of its own."""
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Aiokafka's hook."""
+        assigned = list(assigned)
+        self._thread._ensure_consumer().pause(*assigned)  # noqa: SLF001
+        await super().on_partitions_assigned(assigned)
+
+
 class Consumer(stock.Consumer):
     """Runs the folds that are assigned to this member."""
+
+    RebalanceListener = RebalanceListener
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,42 +106,6 @@ class Consumer(stock.Consumer):
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
-
-    async def fetch(self, tps: frozenset[TopicPartition], wait_s: float) -> Records:
-        """Records of ``tps`` that have arrived, at most :data:`BATCH_RECORDS_MAX`; empty after ``wait_s`` seconds."""
-
-        async def work(consumer: aiokafka.AIOKafkaConsumer) -> Records:
-            fetcher = consumer._fetcher  # noqa: SLF001 - `getmany` would refuse while another fold waits
-            records: Records = await fetcher.fetched_records(tps, timeout=wait_s, max_records=BATCH_RECORDS_MAX)
-            self._observe_lag(consumer, tps, records)
-            return records
-
-        fetched: Records = await self._thread.in_thread(work)
-        return fetched
-
-    def _observe_lag(
-        self, consumer: aiokafka.AIOKafkaConsumer, tps: frozenset[TopicPartition], records: Records
-    ) -> None:
-        """Committed records from the batch in hand on: what is not yet consumed.
-
-        A fetch may outlast the assignment that it began under; of what went to another member nothing is known.
-        """
-        for tp in tps & consumer.assignment():
-            end = consumer.last_stable_offset(tp)
-            if end is not None and tp in records:
-                lag = end - records[tp][0].offset
-                METRICS.consumer_lag.labels(self.app.role, tp.topic, str(tp.partition)).set(max(0, lag))
-            elif end is not None:
-                METRICS.consumer_lag.labels(self.app.role, tp.topic, str(tp.partition)).set(0)
-
-    async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Continue at ``positions``, whatever the consumer itself believes."""
-
-        async def work(consumer: aiokafka.AIOKafkaConsumer) -> None:
-            for tp, offset in positions.items():
-                consumer.seek(tp, offset)
-
-        await self._thread.in_thread(work)
 
     async def is_assigned(self, partition: int) -> bool:
         """Whether Kafka, asked now, still counts this member as the owner of the fold.
@@ -159,37 +125,22 @@ class Consumer(stock.Consumer):
         return assigned
 
     async def standings(self) -> dict[int, Standing]:
-        """Where each fold stands, by partition number; its backlog is asked of the broker, past the fetcher.
+        """Where each fold stands, by partition number.
 
         Raises:
-            KafkaError: the broker did not answer.
+            KafkaError, UnavailableError: the broker did not answer; it is asked even where no fold is assigned.
             ConsumerNotStarted: there is no consumer yet.
         """
-        runners = dict(self._runners)
-        inputs = {
-            partition: [TopicPartition(topic, partition) for topic in self.app.input_topics] for partition in runners
-        }
 
-        async def work(consumer: aiokafka.AIOKafkaConsumer) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
+        async def answers(consumer: aiokafka.AIOKafkaConsumer) -> None:
             if consumer._fetcher is None:  # noqa: SLF001 - constructed, and still on its way to the broker
                 raise ConsumerNotStarted
-            asked = [tp for tps in inputs.values() for tp in tps]
-            ends = await consumer.end_offsets(asked or [TopicPartition(self.app.input_topics[0], 0)])
-            subscription = consumer._subscription.subscription  # noqa: SLF001 - `position` waits for an assignment
-            assignment = subscription.assignment if subscription is not None else None
-            owned = assignment.tps if assignment is not None else ()
-            states = {tp: assignment.state_value(tp) for tp in asked if tp in owned}
-            at = {tp: state.position for tp, state in states.items() if state.has_valid_position}
-            return at, {tp for tp, position in at.items() if ends[tp] > position}
+            await consumer.end_offsets([TopicPartition(self.app.input_topics[0], 0)])
 
-        at, behind = await self._thread.in_thread(work)
-        return {
-            partition: Standing(
-                moved=(*runner.standing, *(at.get(tp, -1) for tp in inputs[partition])),
-                waits=runner.busy or not behind.isdisjoint(inputs[partition]),
-            )
-            for partition, runner in runners.items()
-        }
+        await self._thread.in_thread(answers)
+        runners = list(self._runners.values())
+        standings = await asyncio.gather(*(runner.standing() for runner in runners))
+        return {runner.partition: standing for runner, standing in zip(runners, standings, strict=True)}
 
     async def assign_folds(self, assigned: Iterable[TP]) -> None:
         """Drop the folds that are gone, keep those that stay (their epoch is still valid), start the new ones."""
@@ -197,7 +148,7 @@ class Consumer(stock.Consumer):
         await asyncio.gather(*(self._drop(partition) for partition in set(self._runners) - partitions))
         for partition in sorted(partitions - set(self._runners)):
             session = self.app.new_session(partition)
-            runner = self._runners[partition] = FoldRunner(partition, session, self, self._deliver)
+            runner = self._runners[partition] = FoldRunner(partition, session, self.is_assigned, self._deliver)
             task = self._tasks[partition] = asyncio.create_task(runner.run())
             task.add_done_callback(self._on_runner_done)
         for runner in self._runners.values():
