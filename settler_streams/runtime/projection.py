@@ -67,7 +67,7 @@ class ProjectionSession:
         self.taken = True  # a projection is not taken: whoever moves its position first has moved it
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
-        self._consumer = new_consumer(spec.cluster, f"{spec.consumer}-{partition}", None)
+        self._consumer = new_consumer(spec.cluster, f"{spec.consumer}-{partition}")
         self._reader: InputReader
         self.producer = spec.cluster.producer(
             enable_idempotence=True, acks="all", linger_ms=0, max_request_size=4 * 1024 * 1024

@@ -96,16 +96,14 @@ def kafka_errors(reader: object) -> Iterator[None]:
         raise UnavailableError(f"{reader}: {error!r}") from error
 
 
-def new_consumer(cluster: Cluster, name: str, group: str | None) -> aiokafka.AIOKafkaConsumer:
-    """A consumer as a session wants it, not started: committed records only, and no offset is ever reset.
+def new_consumer(cluster: Cluster, name: str) -> aiokafka.AIOKafkaConsumer:
+    """A consumer as a session wants it, not started: committed records only, no offset is ever reset, no group.
 
-    Args:
-        name: shown in the broker's logs.
-        group: whose committed offsets it can read; it does not join.
+    One with a group's name must not be assigned anew: aiokafka's coordinator then fails an assertion now and then.
+    ``name`` is shown in the broker's logs.
     """
     return cluster.consumer(
         client_id=name,
-        group_id=group,
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="none",

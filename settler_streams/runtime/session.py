@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import aiokafka
 import structlog
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -33,6 +34,8 @@ TRANSACTION_TIMEOUT_MS = 10_000
 """A hung transaction hides others' committed records on the same partition until it times out; the default is 60 s."""
 OPEN_DEADLINE_S = 120.0
 """Longest opening of a session; state loads at well over 100,000 keys a second."""
+COMMITTED_RETRY_S = 0.1
+"""A broker that has just started may not know a group's offsets yet; it is asked again, as long as opening may take."""
 RETRY_BACKOFF_MS = 10
 """The broker answers the first produce of a transaction with a retriable error while it still completes the former
 one; with aiokafka's default of 100 ms that would cost a quarter of the throughput."""
@@ -148,40 +151,54 @@ class Session:
 
     async def _load(self) -> None:
         changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)
-        consumer = self._consumer = new_consumer(self.spec.cluster, self.id.transactional_id, self.id.group)
+        consumer = self._consumer = new_consumer(self.spec.cluster, self.id.transactional_id)
         await consumer.start()
         consumer.assign([changelog])
         await self._read_changelog(consumer, changelog)
         clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
         self.now_ms = clock.now_ms
-        await self._check_topics(clock.topic_ids)
-        await self._read_positions(consumer, clock.positions)
+        async with self.spec.cluster.admin() as client:
+            await self._check_topics(client, clock.topic_ids)
+            committed = await self._committed(client)
+        await self._read_positions(consumer, clock.positions, committed)
         self._reader = InputReader(self.id.role, consumer, self.positions)
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
-    async def _check_topics(self, stored: Mapping[str, str]) -> None:
+    async def _check_topics(self, client: AIOKafkaAdminClient, stored: Mapping[str, str]) -> None:
         """The inputs must be those that the positions were stored for; the broker drops its offsets with a topic."""
         names = {self.spec.topic(name): name for name in self.spec.declared.inputs}
-        async with self.spec.cluster.admin() as client:
-            self.topic_ids = {names[topic]: known for topic, known in (await topic_ids(client, names)).items()}
+        self.topic_ids = {names[topic]: known for topic, known in (await topic_ids(client, names)).items()}
         for name, known in self.topic_ids.items():
             if stored.get(name, known) != known:
                 raise StateError(
                     f"{self.id}: topic {name!r} was re-created; the fold has a position in an earlier one of that name"
                 )
 
-    async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int]) -> None:
+    async def _committed(self, client: AIOKafkaAdminClient) -> dict[TopicPartition, int]:
+        """The group's committed offsets where the broker has some; asked again while it starts up."""
+        tps = self.spec.inputs(self.id.partition)
+        while True:
+            try:
+                found = await client.list_consumer_group_offsets(self.id.group, partitions=tps)
+                if found.keys() >= set(tps):
+                    return {tp: known.offset for tp, known in found.items() if known.offset >= 0}
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+            await asyncio.sleep(COMMITTED_RETRY_S)
+
+    async def _read_positions(
+        self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int], committed: Mapping[TopicPartition, int]
+    ) -> None:
         """Positions as stored in the state; Kafka's committed offsets must agree where the broker still has them."""
         inputs = dict(zip(self.spec.inputs(self.id.partition), self.spec.declared.inputs, strict=True))
-        consumer.assign(list(inputs))
         beginnings = await consumer.beginning_offsets(list(inputs))
         ends = await consumer.end_offsets(list(inputs))
         for tp, name in inputs.items():
             position = stored.get(name, beginnings[tp])  # an input that was never read starts at its beginning
-            committed = await consumer.committed(tp)
-            if committed is not None and committed != position:
+            if (offset := committed.get(tp, position)) != position:
                 raise StateError(
-                    f"{self.id}: Kafka has the offset {committed} of {tp.topic}-{tp.partition}, the state {position}; "
+                    f"{self.id}: Kafka has the offset {offset} of {tp.topic}-{tp.partition}, the state {position}; "
                     "they are committed together, so one of them was changed from outside"
                 )
             if not beginnings[tp] <= position <= ends[tp]:
