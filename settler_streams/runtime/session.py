@@ -21,7 +21,7 @@ from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
 from settler_streams.errors import StateError, UnavailableError
-from settler_streams.runtime.intake import Intake, Raw
+from settler_streams.runtime.intake import Intake
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.state import Overlay, StateCodec
@@ -215,9 +215,7 @@ class Session:
         consumer.seek(changelog, start)
         while await consumer.position(changelog) < end:
             for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
-                for record in records:
-                    key = _state_key(record)
-                    self.state.load(key, None if record.value is None else self.codec.decode(key, record.value))
+                self.state.load_changelog(self.codec, records)
 
     def named(self, positions: Mapping[TopicPartition, int]) -> dict[str, int]:
         """Positions by the declared names of their topics."""
@@ -266,11 +264,3 @@ class Session:
                 await asyncio.gather(*(client.stop() for client in clients))
         except (TimeoutError, KafkaError) as error:
             log.warning("clients did not stop cleanly", fold=self.id.transactional_id, error=repr(error))
-
-
-def _state_key(record: Raw) -> str:
-    try:
-        return str(record.key, encoding="utf-8")
-    except (TypeError, UnicodeDecodeError) as error:
-        where = f"{record.topic}-{record.partition}@{record.offset}"
-        raise StateError(f"changelog record {where}: {record.key!r} is no state key") from error

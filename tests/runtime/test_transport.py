@@ -91,9 +91,11 @@ async def test_an_exception_in_an_agent_ends_the_worker_and_its_batch_is_folded_
 
     offsets = [await log.append("usage-events", partition, [usage(tenant_in(partition))]) for partition in (2, 5)]
     before = await log.read("sums")
+    stood = [await log.committed_offsets("counter", "usage-events", partition) for partition in (2, 5)]
     async with signals_restored(), asyncio.timeout(60):
         assert await run([Worker(log, failing).app]) == EXIT_ERROR
     assert await log.read("sums") == before
+    assert [await log.committed_offsets("counter", "usage-events", partition) for partition in (2, 5)] == stood
 
     async with running([Worker(log).app]):
         for partition, (offset,) in zip((2, 5), offsets, strict=True):
