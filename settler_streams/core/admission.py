@@ -6,7 +6,7 @@ One instance holds one partition's tenants. Its state, by key prefix:
 tenant   what is known of a tenant (from ``tenant-changes``)
 usage    what a tenant and its children have used: bucket, running jobs, this month's count, storage, domains
 job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
-seen     ids of requests and usage events already handled; see :mod:`settler_streams.core.dedup`
+seen     ids of requests and usage events already handled, together; see :mod:`settler_streams.core.dedup`
 flag     flag settings that gate job kinds
 reports  the number of the present round of usage reports
 =======  ==========================================================================================================
@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from settler_streams.core import quotas
-from settler_streams.core.dedup import Seen, SeenWindow
+from settler_streams.core.dedup import SeenIds, SeenWindow
 from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
-from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.job_requests import check_paths, decision_on
 from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
 from settler_streams.core.token_bucket import change_policy
@@ -64,7 +64,14 @@ class AdmissionPolicy:
     pools: int
 
 
-class Admission:
+class Chain(NamedTuple):
+    """A tenant and its parents up to the root, and whether all of them are known and active."""
+
+    members: tuple[TenantId, ...]
+    active: bool
+
+
+class Admission(FoldLogic):
     """The admission fold of one partition."""
 
     kinds: ClassVar[dict[str, type[Value]]] = {
@@ -72,7 +79,7 @@ class Admission:
         "tenant": Tenant,
         "usage": Usage,
         "job": Reservation,
-        "seen": Seen,
+        "seen": SeenIds,
         "flag": FlagSetting,
         "reports": Reports,
     }
@@ -81,6 +88,7 @@ class Admission:
         self._state = state
         self._policy = policy
         self._limits: dict[TenantId, tuple[int, Limits]] = {}
+        self._chains: dict[TenantId, Chain] = {}
         self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
         self._open_jobs = sum(1 for key in state if key.startswith("job/"))
         self._seen = SeenWindow(state)
@@ -117,24 +125,30 @@ class Admission:
         event = record.event
         check_paths(request)
         tenant = self._tenant_of(record)
-        if self._seen.repeated(record) or self._is_open(record):
+        if self._seen.repeated(record, now_ms) or self._is_open(record):
             return NOTHING
-        changes = self._seen.remember(record, now_ms)
-        refusal = self._gate(tenant, event.tenantid, request)
+        changes: dict[str, Value | None] = {}
+        refusal: RejectReason | Refusal | None
         signals: list[Emit] = []
-        if tenant is not None and refusal is None:
-            chain = self._chain(event.tenantid, tenant)
-            levels = [self._level(member, now_ms) for member in chain]
+        if tenant is None:
+            refusal = RejectReason.UNKNOWN_TENANT
+        elif (refusal := self._gate(chain := self._chain(event.tenantid, tenant), request)) is None:
+            levels = [self._level(member, now_ms) for member in chain.members]
             usages, refusal = quotas.admit(levels, self._month_of(now_ms), now_ms)
             if refusal is None:
                 self._open_jobs += 1
-                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms, event.source)
+                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain.members, now_ms, event.source)
                 signals = self._charge(levels, usages, record.key, changes)
         decided = decision_on(record, request, refusal, now_ms)
         emits = [Emit("job-decisions", decided, event.tenantid, record.key, "decided", event.id)]
         if refusal is None:
             emits.append(self._enqueue(record, request, now_ms))
+        self._seen.remember(record, now_ms)
         return Outcome(changes, (*emits, *signals))
+
+    def settle(self) -> dict[str, Value | None]:
+        """The ids that a step has remembered are stored together."""
+        return self._seen.settle()
 
     def _is_open(self, record: Record) -> bool:
         """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
@@ -150,18 +164,13 @@ class Admission:
             raise RecordError("id-conflict", f"the open job {record.event.id} came from {owner}")
         return True
 
-    def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
+    def _gate(self, chain: Chain, request: JobRequested) -> RejectReason | None:
         """The reasons to refuse that have nothing to do with how much was used."""
-        if tenant is None:
-            return RejectReason.UNKNOWN_TENANT
-        chain = self._chain(tenant_id, tenant)
-        for member in chain:
-            state = value_of(self._state, f"tenant/{member}", Tenant)
-            if state is None or state.status is not TenantStatus.ACTIVE:
-                return RejectReason.TENANT_SUSPENDED
+        if not chain.active:
+            return RejectReason.TENANT_SUSPENDED
         if request.kind not in JOB_KINDS:
             return RejectReason.UNSUPPORTED_KIND
-        if not self._flags.evaluate(f"jobs.{request.kind}", chain, request.user_id, default=True).enabled:
+        if not self._flags.evaluate(f"jobs.{request.kind}", chain.members, request.user_id, default=True).enabled:
             return RejectReason.FLAG_DISABLED
         if self._open_jobs >= self._policy.open_jobs_max:
             return RejectReason.POOL_FULL
@@ -233,9 +242,9 @@ class Admission:
         tenant = self._tenant_of(record)
         if tenant is None:
             raise RecordError("unknown-tenant", f"usage of the unknown tenant {record.event.tenantid}")
-        if self._seen.repeated(record):
+        if self._seen.repeated(record, now_ms):
             return NOTHING
-        levels = [self._level(member, now_ms) for member in self._chain(record.event.tenantid, tenant)]
+        levels = [self._level(member, now_ms) for member in self._chain(record.event.tenantid, tenant).members]
         match used.resource:
             case Resource.STORAGE_BYTES:
                 usages = [quotas.record_storage(level.usage, used.quantity) for level in levels]
@@ -243,8 +252,10 @@ class Admission:
                 usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
             case _:
                 levels, usages = [], []  # metered by the noisy-neighbour fold; no quota hangs on it
-        changes = self._seen.remember(record, now_ms)
-        return Outcome(changes, tuple(self._charge(levels, usages, record.key, changes)))
+        changes: dict[str, Value | None] = {}
+        signals = self._charge(levels, usages, record.key, changes)
+        self._seen.remember(record, now_ms)
+        return Outcome(changes, tuple(signals))
 
     def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
         tenant_id = record.event.tenantid
@@ -279,6 +290,7 @@ class Admission:
             usage = quotas.with_bucket(usage, change_policy(usage.bucket, before.rate, limits.rate, now_ms))
         self._store(tenant_id, usage, changes)
         self._limits.pop(tenant_id, None)
+        self._chains.clear()  # any of them may lead through this tenant
         return Outcome(changes, tuple(self._announce(record, changed.version, limits)))
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
@@ -321,7 +333,8 @@ class Admission:
             if tenant is not None:
                 report = self._report(level, now_ms)
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
-        changes = self._seen.forget(now_ms)
+        self._seen.forget(now_ms)
+        changes: dict[str, Value | None] = {}
         if self._dirty:
             self._dirty.clear()
             self._round += 1
@@ -356,15 +369,20 @@ class Admission:
             raise RecordError("foreign-tenant", f"the key {record.key[:100]!r} is not the root of tenant {tenant_id}")
         return tenant
 
-    def _chain(self, tenant_id: TenantId, tenant: Tenant) -> tuple[TenantId, ...]:
-        chain = [tenant_id]
-        while tenant.parent_id is not None and len(chain) < CHAIN_DEPTH_MAX:
-            chain.append(tenant.parent_id)
+    def _chain(self, tenant_id: TenantId, tenant: Tenant) -> Chain:
+        known = self._chains.get(tenant_id)
+        if known is not None:
+            return known
+        members, active = [tenant_id], tenant.status is TenantStatus.ACTIVE
+        while tenant.parent_id is not None and len(members) < CHAIN_DEPTH_MAX:
+            members.append(tenant.parent_id)
             parent = value_of(self._state, f"tenant/{tenant.parent_id}", Tenant)
+            active = active and parent is not None and parent.status is TenantStatus.ACTIVE
             if parent is None:
                 break
             tenant = parent
-        return tuple(chain)
+        chain = self._chains[tenant_id] = Chain(tuple(members), active)
+        return chain
 
     def _level(self, tenant_id: TenantId, now_ms: int) -> Level:
         tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
