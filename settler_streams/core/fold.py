@@ -16,7 +16,7 @@ from settler_streams.events import Envelope, Part
 from settler_streams.ids import TenantId
 
 
-class Value(msgspec.Struct, frozen=True, array_like=True):
+class Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of every stored state value. ``FORMAT`` starts each stored value; one older format is still read."""
 
     FORMAT: ClassVar[int] = 1

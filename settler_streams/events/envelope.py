@@ -36,7 +36,7 @@ _Subject = Annotated[str, msgspec.Meta(min_length=1, max_length=SUBJECT_LENGTH_M
 _Time = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
-class Envelope(msgspec.Struct, Generic[D_co], frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, Generic[D_co], frozen=True, kw_only=True, gc=False):
     """One event. ``id`` is unique per ``source``; ``tenantid`` is whom it concerns; ``data`` is the event's body."""
 
     specversion: Literal["1.0"]
@@ -83,6 +83,7 @@ def _envelope_struct(event_type: str, body: type[Part]) -> type[Envelope[Part]]:
             frozen=True,
             kw_only=True,
             omit_defaults=True,
+            gc=False,
         ),
     )
 
