@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,9 +13,12 @@ from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from settler_streams.adapters.kafka import broker
 from settler_streams.adapters.kafka.cluster import ADMIN_DEADLINE_S, Cluster
 from settler_streams.dev.bench.workload import Keyed
 from settler_streams.errors import UnavailableError
+from settler_streams.settings import Settings
+from settler_streams.topology import load_topology
 
 BATCH_BYTES = 512 * 1024
 POLL_INTERVAL_S = 0.1
@@ -31,6 +35,12 @@ async def create_topic(cluster: Cluster, topic: str, partitions: int, **config: 
     async with cluster.admin() as client:
         new = NewTopic(topic, num_partitions=partitions, replication_factor=1, topic_configs=config)
         await client.create_topics([new], timeout_ms=int(ADMIN_DEADLINE_S * 1000))
+
+
+async def create_declared(settings: Settings) -> None:
+    """Every topic of the deployment, as the topology declares it."""
+    async with Cluster.of(settings).admin() as client:
+        await broker.apply(client, load_topology().declared(settings.deployment))
 
 
 async def delete_topics(cluster: Cluster, prefix: str) -> None:
@@ -90,6 +100,12 @@ class Load:
         """Let readers see everything."""
         await self._producer.commit_transaction()
         self._open = False
+
+
+def ends_of(topic: str, records: Sequence[Keyed]) -> dict[TopicPartition, int]:
+    """The positions behind the last of ``records`` in a topic that holds nothing else."""
+    counts = Counter(record.partition for record in records)
+    return {TopicPartition(topic, partition): count for partition, count in counts.items()}
 
 
 async def wait_committed(

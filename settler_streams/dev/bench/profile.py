@@ -27,8 +27,8 @@ from settler_streams.agents import admission
 from settler_streams.core.admission import Admission
 from settler_streams.dev.bench import workload
 from settler_streams.dev.bench.admission_worker import new_logic
+from settler_streams.dev.bench.ground import SEED, TENANTS
 from settler_streams.dev.bench.phases import Phases, Place
-from settler_streams.dev.bench.run import SEED, TENANTS
 from settler_streams.dev.bench.workload import Keyed
 from settler_streams.runtime import outputs, step
 from settler_streams.runtime.batch import Batch

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.dev.bench import admission_worker, ceiling, stock_faust
+from settler_streams.dev.bench.ground import Ground
 from settler_streams.dev.stack import ChildProcess
-from settler_streams.errors import UnavailableError
 from settler_streams.settings import Settings
-
-READY_S_MAX = 60.0
-"""Faust joins its group within seconds; on two busy cores that has taken half a minute."""
-STOP_S_MAX = 20.0
 
 Name = Literal["stock_faust", "ceiling", "pipeline"]
 MODULES: dict[Name, str] = {
@@ -38,8 +30,6 @@ class Program:
     settings: Settings
     """``settings.deployment`` is the run's own: nothing else has its topics and groups."""
     partitions: int
-    folder: Path
-    """Where the processes' logs go."""
     workers: int = 1
 
     @property
@@ -62,27 +52,7 @@ class Program:
         """Where exactly one record per request goes."""
         return f"{self.settings.deployment}.{OUTPUTS[self.name]}"
 
-    def processes(self) -> list[ChildProcess]:
+    def processes(self, ground: Ground) -> list[ChildProcess]:
         """Its processes, not started yet."""
-        environ = {**os.environ, **self.settings.environment()}
-        return [
-            ChildProcess(
-                f"{self.settings.deployment}-{number}",
-                [sys.executable, "-m", MODULES[self.name]],
-                log=self.folder / f"{self.settings.deployment}-{number}.log",
-                cwd=self.folder,
-                environ=environ,
-            )
-            for number in range(self.workers)
-        ]
-
-
-def check_alive(processes: Sequence[ChildProcess]) -> None:
-    """Whether all still run.
-
-    Raises:
-        UnavailableError: one has ended; quotes its log.
-    """
-    for process in processes:
-        if not process.running:
-            raise UnavailableError(f"{process.name} ended; its log ends:\n{process.log_tail()}")
+        module = MODULES[self.name]
+        return [ground.process(self.settings, f"worker-{number}", module) for number in range(self.workers)]

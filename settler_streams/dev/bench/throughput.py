@@ -16,16 +16,14 @@ from typing import Any
 
 import msgspec
 import psutil
-from aiokafka.structs import TopicPartition
 
-from settler_streams.adapters.kafka import broker
 from settler_streams.dev.bench import log
+from settler_streams.dev.bench.ground import READY_S_MAX, Ground, check_alive, running, wait_for_line
 from settler_streams.dev.bench.memory import Footprint
-from settler_streams.dev.bench.programs import READY_S_MAX, STOP_S_MAX, Program, check_alive
+from settler_streams.dev.bench.programs import Program
 from settler_streams.dev.bench.workload import Keyed
 from settler_streams.dev.stack import ChildProcess
 from settler_streams.errors import StateError, UnavailableError
-from settler_streams.topology import load_topology
 
 RUN_DEADLINE_S = 300.0
 """Longest run of one program: ten times what the slowest needs on the machine it was sized for."""
@@ -64,55 +62,59 @@ class Measured:
         """The broker's part of all the processor time that the broker and the workers took."""
         return self.broker_cpu_s / max(self.broker_cpu_s + self.workers_cpu_s, 1e-9)
 
+    def describe(self) -> str:
+        """One line for people."""
+        answers = f", {self.admitted:,} admitted" if self.admitted else ""
+        return (
+            f"{self.program} x{self.workers}: {self.events:,} in {self.seconds:.2f} s, {self.eps:,.0f}/s{answers}; "
+            f"broker {self.broker_share:.0%} of the processor time, workers {self.peak_rss_mib:.0f} MiB"
+        )
 
-async def measure(program: Program, work: Work, broker_pid: int | None) -> Measured:
+
+async def measure(ground: Ground, program: Program, work: Work) -> Measured:
     """Run ``program`` on ``work`` and check what it did; its topics are deleted afterwards.
 
     Raises:
-        StateError: outputs are missing, doubled, or wrong.
+        StateError: outputs are missing, doubled, or belong to no request.
         UnavailableError: it did not start or end in time.
     """
-    cluster = program.cluster
-    processes = program.processes()
+    cluster, deployment = program.cluster, program.settings.deployment
+    processes = program.processes(ground)
+    late = program.name == "stock_faust"  # reads uncommitted records, so it gets them when it is ready
     await _create_topics(program)
     try:
-        async with log.Load(cluster, f"{program.settings.deployment}.load") as load:
-            if program.name != "stock_faust":  # which reads uncommitted records, so it gets them when it is ready
+        async with log.Load(cluster, f"{deployment}.load") as load, running(processes):
+            if not late:
                 await load.append(program.input_topic, work.requests)
-            for process in processes:
-                process.start()
             await _wait_ready(program, processes, work)
             footprints = [Footprint(process) for process in processes]
-            before = _cpu(broker_pid, processes)
-            started_ms = time.time() * 1000
-            if program.name == "stock_faust":
+            before = _cpu(ground.broker_pid, processes)
+            began_ms = time.time() * 1000
+            if late:
                 await load.append(program.input_topic, work.requests)
             await load.commit()
             await _wait_done(program, processes, work, footprints)
-            after = _cpu(broker_pid, processes)
-        ended_ms, outcome = await check_outputs(program, work)
-        return Measured(
-            program.name,
-            program.workers,
-            len(work.requests),
-            (ended_ms - started_ms) / 1000,
-            outcome.pop("admitted", 0),
-            dict(outcome),
-            after[0] - before[0],
-            after[1] - before[1],
-            max(footprint.peak_mib for footprint in footprints),
-        )
+            after = _cpu(ground.broker_pid, processes)
+        last_ms, answers = await check_outputs(program, work)
     finally:
-        for process in processes:
-            await asyncio.to_thread(process.stop, deadline_s=STOP_S_MAX)
-        await log.delete_topics(cluster, f"{program.settings.deployment}.")
+        await log.delete_topics(cluster, f"{deployment}.")
+    return Measured(
+        program.name,
+        program.workers,
+        len(work.requests),
+        (last_ms - began_ms) / 1000,
+        answers.pop("admitted", 0),
+        dict(answers),
+        after[0] - before[0],
+        after[1] - before[1],
+        max(footprint.peak_mib for footprint in footprints),
+    )
 
 
 async def _create_topics(program: Program) -> None:
     cluster, deployment = program.cluster, program.settings.deployment
     if program.name == "pipeline":
-        async with cluster.admin() as client:
-            await broker.apply(client, load_topology().declared(deployment))
+        await log.create_declared(program.settings)
         return
     for name in ("requests", "outputs"):
         await log.create_topic(cluster, f"{deployment}.{name}", program.partitions)
@@ -122,7 +124,7 @@ async def _create_topics(program: Program) -> None:
 
 async def _wait_ready(program: Program, processes: Sequence[ChildProcess], work: Work) -> None:
     if program.name != "pipeline":
-        await asyncio.gather(*(_wait_for_line(process, "bench ready") for process in processes))
+        await asyncio.gather(*(wait_for_line(process, "bench ready") for process in processes))
         return
     share = program.partitions // len(processes)
     await asyncio.to_thread(_wait_shared_out, processes, share)
@@ -130,7 +132,7 @@ async def _wait_ready(program: Program, processes: Sequence[ChildProcess], work:
     async with log.Load(cluster, f"{program.settings.deployment}.tenants") as load:
         await load.append(topic, work.tenant_changes)
         await load.commit()
-    ends = _ends(topic, work.tenant_changes)
+    ends = log.ends_of(topic, work.tenant_changes)
     await log.wait_committed(cluster, program.group, ends, READY_S_MAX, lambda: check_alive(processes))
 
 
@@ -148,10 +150,6 @@ def _wait_shared_out(processes: Sequence[ChildProcess], share: int) -> None:
     processes[0].wait_until(shared_out, deadline_s=READY_S_MAX)
 
 
-async def _wait_for_line(process: ChildProcess, line: str) -> None:
-    await asyncio.to_thread(process.wait_for_line, line, deadline_s=READY_S_MAX)
-
-
 async def _wait_done(
     program: Program, processes: Sequence[ChildProcess], work: Work, footprints: Sequence[Footprint]
 ) -> None:
@@ -165,14 +163,8 @@ async def _wait_done(
     if program.name == "stock_faust":  # commits its positions every few seconds only
         await log.wait_appended(cluster, program.output_topic, len(work.requests), RUN_DEADLINE_S, alive)
     else:
-        ends = _ends(program.input_topic, work.requests)
+        ends = log.ends_of(program.input_topic, work.requests)
         await log.wait_committed(cluster, program.group, ends, RUN_DEADLINE_S, alive)
-
-
-def _ends(topic: str, records: Sequence[Keyed]) -> dict[TopicPartition, int]:
-    """The positions behind the last of ``records`` in a topic that holds nothing else."""
-    counts = Counter(record.partition for record in records)
-    return {TopicPartition(topic, partition): count for partition, count in counts.items()}
 
 
 class _Decided(msgspec.Struct):
@@ -238,7 +230,7 @@ def compare(program: str, ids: Sequence[str], requests: Sequence[Keyed]) -> None
         )
 
 
-def _cpu(broker_pid: int | None, processes: Sequence[ChildProcess]) -> tuple[float, float]:
+def _cpu(broker_pid: int, processes: Sequence[ChildProcess]) -> tuple[float, float]:
     """Processor seconds used so far: by the broker, by the program."""
 
     def used(pid: int) -> float:
@@ -249,4 +241,4 @@ def _cpu(broker_pid: int | None, processes: Sequence[ChildProcess]) -> tuple[flo
         return float(times.user + times.system)
 
     program = sum(used(process.ref.pid) for process in processes if process.ref is not None)
-    return (used(broker_pid) if broker_pid is not None else 0.0), program
+    return used(broker_pid), program

@@ -86,13 +86,13 @@ def tenants(count: int, partitions: int, seed: int) -> list[BenchTenant]:
         for number in range(max(1, count * share.tenants // 100)):
             if number % CHILD_EVERY == CHILD_EVERY - 1:
                 parent = made[-1]
-                made.append(BenchTenant(TenantId(_uuid(drawn)), share, parent.id, parent.partition))
+                made.append(BenchTenant(TenantId(uuid_of(drawn)), share, parent.id, parent.partition))
                 continue
             wanted = roots % partitions
             roots += 1
-            tenant_id = _uuid(drawn)
+            tenant_id = uuid_of(drawn)
             while partition_of(tenant_id, partitions) != wanted:
-                tenant_id = _uuid(drawn)
+                tenant_id = uuid_of(drawn)
             made.append(BenchTenant(TenantId(tenant_id), share, None, wanted))
     return made
 
@@ -133,10 +133,11 @@ def requests(made: list[BenchTenant], count: int, seed: int) -> Iterator[Keyed]:
             right=FileRecords(path=f"2026-01/bank-{number % 10_000:05}.csv", format="csv"),
             rules=rules,
         )
-        event = envelope(body, event_id=_uuid(drawn), source=SOURCE, tenant=tenant.id, time=BEGINNING)
+        event = envelope(body, event_id=uuid_of(drawn), source=SOURCE, tenant=tenant.id, time=BEGINNING)
         yield Keyed(tenant.partition, tenant.root.encode(), encode(event))
 
 
-def _uuid(drawn: random.Random) -> str:
+def uuid_of(drawn: random.Random) -> str:
+    """The next UUID, of version 7 by its form."""
     digits = f"{drawn.getrandbits(128):032x}"
     return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
