@@ -28,6 +28,9 @@ READY_S_MAX = 60.0
 STOP_S_MAX = 20.0
 """A worker drains within ten seconds and then leaves its groups."""
 
+LINE_CHARACTERS_MAX = 300
+"""Of a log that an error quotes: a whole traceback is one line there, and stays in the file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ground:
@@ -69,12 +72,9 @@ async def prepared(state_dir: Path, say: Say) -> AsyncIterator[Ground]:
 
     Services that the environment names stay untouched. The processes' logs are kept when something fails.
     """
-    deployment = f"bench-{secrets.token_hex(3)}"
-    home = state_dir.absolute() / deployment
-    environ = {name: value for name, value in os.environ.items() if name not in GIVEN_BY.values()}
-    environ |= {"SETTLER_DEPLOYMENT": deployment, "SETTLER_DATA_DIR": str(home / "data")}
-    system = LocalSystem(home, environ=environ)
-    folder = home.with_name(f"{deployment}-logs")
+    system = _own_system(state_dir.absolute() / f"bench-{secrets.token_hex(3)}")  # noqa: ASYNC240 - no I/O in it
+    home = system.state_dir
+    folder = home.with_name(f"{home.name}-logs")
     folder.mkdir(parents=True)
     try:
         say("starting Kafka, PostgreSQL and Valkey")
@@ -116,7 +116,14 @@ def check_alive(processes: Sequence[ChildProcess]) -> None:
     """
     for process in processes:
         if not process.running:
-            raise UnavailableError(f"{process.name} ended; its log ends:\n{process.log_tail()}")
+            tail = "\n".join(line[:LINE_CHARACTERS_MAX] for line in process.log_tail().splitlines())
+            raise UnavailableError(f"{process.name} ended; its log ends:\n{tail}")
+
+
+def _own_system(home: Path) -> LocalSystem:
+    environ = {name: value for name, value in os.environ.items() if name not in GIVEN_BY.values()}
+    environ |= {"SETTLER_DEPLOYMENT": home.name, "SETTLER_DATA_DIR": str(home / "data")}
+    return LocalSystem(home, environ=environ)
 
 
 def _clean(system: LocalSystem) -> None:
