@@ -1,6 +1,6 @@
 """How fast a worker that starts anew has its state back; run as a module, this is the worker.
 
-The changelog holds the state of a busy admission role: in each of its folds remembered ids, open jobs, tenants and
+The changelog holds the state of a busy admission role: in each of its folds open jobs, tenants and
 their usage, one record per key, encoded as the step encodes them.
 """
 
@@ -16,7 +16,6 @@ import uvloop
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.agents import admission
-from settler_streams.core.dedup import Seen
 from settler_streams.core.fold import Value
 from settler_streams.core.quotas import Limits, Reservation, Tenant, new_usage
 from settler_streams.dev.bench import log, workload
@@ -33,8 +32,6 @@ from settler_streams.workers.folds import fold_app
 WORK_S_MAX = 120.0
 """Ten times what a million keys take on a slow machine."""
 DONE = "bench recovered"
-JOBS_SHARE = 0.1
-"""Of the keys that belong to requests, those of open jobs; the others are ids of jobs that have ended."""
 
 
 async def measure(ground: Ground, keys: int) -> float:
@@ -77,15 +74,10 @@ def state(keys: int, partitions: int) -> Iterator[Keyed]:
         yield put(tenant, f"tenant/{tenant.id}", known)
         yield put(tenant, f"usage/{tenant.id}", new_usage(Limits.of(known, load_tiers()), now_ms))
     rest = keys - 2 * len(tenants)
-    jobs = int(rest * JOBS_SHARE)
     for number in range(rest):
         tenant = tenants[number % len(tenants)]
-        job_id = workload.uuid_of(drawn)
-        if number < jobs:
-            chain = (tenant.id,) if tenant.parent is None else (tenant.id, tenant.parent)
-            yield put(tenant, f"job/{job_id}", Reservation(tenant.id, chain, now_ms, SOURCE))
-        else:
-            yield put(tenant, f"seen/{job_id}", Seen(SOURCE, tenant.id, now_ms + number // 100, number))
+        chain = (tenant.id,) if tenant.parent is None else (tenant.id, tenant.parent)
+        yield put(tenant, f"job/{workload.uuid_of(drawn)}", Reservation(tenant.id, chain, now_ms, SOURCE))
 
 
 async def recover(settings: Settings) -> dict[str, float]:
