@@ -30,7 +30,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.partitions import READ_COMMITTED
 from tests.simulation.virtual_time import elapse
 
-HEARTBEAT_S = 4.0
+HEARTBEAT_S = 5.0
 WORK_S_MAX = 3.0
 LATE_S_MAX = 15.0
 """A dead executor's last report may still be on its way: longer than a lease."""
@@ -64,12 +64,16 @@ class Executor:
             self._spawn(self._beat(incarnation))
             self._spawn(self._follow(incarnation, dead))
             await dead
-            for task in self._tasks:
-                task.cancel()
-            self._tasks = []
+            self.stop()
             if self._random.random() < 0.3:
                 self._say(ExecutorLeft(executor=self._name, incarnation=incarnation))
             await elapse(self._random.random() * 6)
+
+    def stop(self) -> None:
+        """Whatever it does ends at once."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))

@@ -124,13 +124,19 @@ class Member:
         for tp in wanted:
             if tp not in self._positions:
                 self._positions[tp] = self._committed(tp)
-        if not any(self._broker.partition(tp).has_records(self._positions[tp]) for tp in wanted):
-            await self._broker.until_changed(wanted, wait_s)
+        deadline_s = asyncio.get_running_loop().time() + wait_s
+        while generation == self._generation and not self._behind(wanted):
+            if (left_s := deadline_s - asyncio.get_running_loop().time()) <= 0:
+                return {}
+            await self._broker.until_changed(wanted, left_s)
         await elapse(self._network.latency_s())
         await self.process.gate()
         if generation != self._generation:
             return {}
         return self._taken(wanted)
+
+    def _behind(self, tps: list[TopicPartition]) -> bool:
+        return any(self._broker.partition(tp).has_records(self._positions[tp]) for tp in tps)
 
     def _committed(self, tp: TopicPartition) -> int:
         committed = self._broker.offsets.get((self.app.conf.id, tp))

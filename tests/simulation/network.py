@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 LATENCY_S_MAX = 0.02
 BACKOFF_S = 0.02
+SLOW_ANSWERS = 0.3
+"""How many answers take noticeable time; what matters is that some do."""
 FROZEN_S_MAX = 25.0
 """Longer than a session timeout and a transaction timeout, shorter or longer than a step's deadline with what follows."""
 SLOW_S_MAX = 14.0
@@ -158,7 +160,7 @@ class Network:
                 await elapse(self.random.uniform(0.1, SLOW_S_MAX))
             case Fate.LOST_ANSWER:
                 await elapse(FOREVER_S)
-            case _:
+            case _ if self.random.random() < SLOW_ANSWERS:
                 await elapse(self.latency_s())
 
 

@@ -1,0 +1,41 @@
+"""The verdict on one seed, from its log alone."""
+
+from __future__ import annotations
+
+from tests.simulation.ledger import AdmissionBooks, JobBooks, check_homes
+from tests.simulation.refold import Refold
+from tests.simulation.world import DEPLOYMENT, TOPOLOGY, World, simulate
+
+
+def violations_of(world: World) -> list[str]:
+    """What is wrong; empty when every guarantee has held."""
+    found = list(world.violations)
+    report = found.append
+    _check_that_everything_is_decided(world, found)
+    jobs = JobBooks(world.broker, DEPLOYMENT, report)
+    jobs.check()
+    check_homes(world.broker, DEPLOYMENT, report)
+    decided: list[str] = []
+    for role in world.roles:
+        for partition in range(TOPOLOGY.fold_partitions(role)):
+            refold = Refold(world.broker, role, partition, report).run()
+            if role == "admission":
+                books = AdmissionBooks(refold, jobs.decisions, report)
+                books.check()
+                decided += books.decided
+    if sorted(decided) != sorted(jobs.decisions):
+        report(f"decisions without a request: {sorted(jobs.decisions.keys() - set(decided))}")
+    return found
+
+
+def _check_that_everything_is_decided(world: World, found: list[str]) -> None:
+    for name, topic in world.broker.topics.items():
+        for partition in topic.partitions:
+            if partition.stable_end != partition.end:
+                found.append(f"{name}-{partition.tp.partition}: a transaction hangs from {partition.stable_end} on")
+
+
+def judged(seed: int) -> tuple[World, list[str]]:
+    """Run one seed and judge it."""
+    world = simulate(seed)
+    return world, violations_of(world)
