@@ -141,9 +141,7 @@ class Broker:
             raise ConcurrentTransactions
         if producer.transaction is None:
             transaction = producer.transaction = Transaction(transactional_id, epoch)
-            producer.deadline = asyncio.get_running_loop().call_later(
-                timeout_s, self._time_out, producer, transaction
-            )
+            producer.deadline = asyncio.get_running_loop().call_later(timeout_s, self._time_out, producer, transaction)
         return producer.transaction
 
     def end_transaction(self, transactional_id: str, epoch: int, *, committed: bool) -> None:

@@ -30,7 +30,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.partitions import READ_COMMITTED
 from tests.simulation.virtual_time import elapse
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 6.0
 WORK_S_MAX = 3.0
 LATE_S_MAX = 15.0
 """A dead executor's last report may still be on its way: longer than a lease."""

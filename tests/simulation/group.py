@@ -71,11 +71,15 @@ class Group:
             self.members.remove(member)
             self._needed.set()
 
-    @staticmethod
-    def _see_to(member: Member, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _see_to(self, member: Member, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._note_failure)
         member.attention.append(task)
         return task
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failures.append(error)
 
     async def _attend(self, member: Member) -> None:
         """See a worker to its end, however it ends, and start another one."""

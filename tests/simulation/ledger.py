@@ -190,7 +190,9 @@ class JobBooks:
             assert isinstance(job, JobDispatched)
             attempts[job.job_id] = attempts.get(job.job_id, 0) + 1
             if job.attempt != attempts[job.job_id] or event.tenantid != admitted.get(job.job_id):
-                self._report(f"dispatch number {attempts[job.job_id]} of job {job.job_id} is {job} for {event.tenantid}")
+                self._report(
+                    f"dispatch number {attempts[job.job_id]} of job {job.job_id} is {job} for {event.tenantid}"
+                )
 
     def _check_turns(self) -> None:
         """A tenant's jobs of equal priority get their first turn in the order in which they were enqueued."""

@@ -205,9 +205,7 @@ class Watched:
         return dict(session.state), dict(session.positions), session.now_ms
 
 
-def member_of(
-    role: str, process: Process, network: Network, broker: Broker, spec: FoldSpec, report: Report
-) -> Member:
+def member_of(role: str, process: Process, network: Network, broker: Broker, spec: FoldSpec, report: Report) -> Member:
     """A worker whose sessions reach the broker from ``process``."""
     spec = replace(spec, cluster=SimulatedCluster(broker, network, process))  # type: ignore[arg-type]
     return Member(role, process, network, broker, spec, report)

@@ -81,9 +81,7 @@ class Partition:
         self.end += 1
         return entry.offset
 
-    def read(
-        self, position: int, isolation: str, records_max: int
-    ) -> tuple[list[ConsumerRecord[Any, Any]], int]:
+    def read(self, position: int, isolation: str, records_max: int) -> tuple[list[ConsumerRecord[Any, Any]], int]:
         """Records from ``position`` on, and the position after them.
 
         Raises:

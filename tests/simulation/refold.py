@@ -161,7 +161,9 @@ class Refold:
 
     def _compare_state(self) -> None:
         codec = StateCodec(FOLDS[self.role].kinds)
-        stored = {raw.key.decode(): raw.value for raw in reversed(self._committed(self._declared.changelog, self.partition))}
+        stored = {
+            raw.key.decode(): raw.value for raw in reversed(self._committed(self._declared.changelog, self.partition))
+        }
         stored = {key: value for key, value in stored.items() if value is not None}
         clock = codec.decode(CLOCK_KEY, stored.pop(CLOCK_KEY)) if CLOCK_KEY in stored else FoldClock(0)
         expected = {key: codec.encode(value) for key, value in self.state.items()}

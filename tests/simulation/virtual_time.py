@@ -27,14 +27,17 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return self.now_s
 
     def _run_once(self) -> None:
-        """What asyncio's loop does, except that it never waits: when nobody is ready, the next timer's time has come."""
+        """What asyncio's loop does, except that it never waits: when nobody is ready, the next timer's time has come.
+
+        An exception in a callback ends the simulation; asyncio would only log it.
+        """
         ready = self._ready
         if not ready and not self._stopping:
             self._jump()
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
-                handle._run()
+                handle._context.run(handle._callback, *handle._args)
 
     def _jump(self) -> None:
         scheduled = self._scheduled

@@ -1,4 +1,4 @@
-"""What producers write in one seed: tenants with tight quotas, their requests, and everything that can be wrong with them.
+"""What producers write in one seed: tenants with tight quotas, requests, and whatever can be wrong with them.
 
 All of it follows from the seed and is laid down before the simulation begins.
 """
@@ -35,7 +35,7 @@ from tests.simulation.broker import BORN_MS
 PARTITIONS = 2
 STORM_S = 18.0
 """How long producers write and faults rage."""
-REQUESTS = 22
+REQUESTS = 18
 ROOTS = [TenantId(f"a0000000-0000-4000-8000-{number:012x}") for number in range(3)]
 CHILDREN = [TenantId(f"c0000000-0000-4000-8000-{number:012x}") for number in range(3)]
 STRANGER = TenantId("e0000000-0000-4000-8000-000000000000")

@@ -28,18 +28,26 @@ from tests.simulation.executors import Executor
 from tests.simulation.faults import Faults
 from tests.simulation.group import Group
 from tests.simulation.member import Member, member_of
-from tests.simulation.network import FROZEN_S_MAX, Network, Process
+from tests.simulation.network import Network, Process
+from tests.simulation.storm import Storm
 from tests.simulation.virtual_time import elapse, run
 from tests.simulation.workload import MESSAGE_BYTES_MAX, PARTITIONS, STORM_S, Author
 
 DEPLOYMENT = "sim"
-DRAINED_S_MAX = 240.0
-"""Leases of ten seconds, five attempts, and whatever still hangs when the storm ends: three minutes are ample."""
-TICK_S = 4.0
+DRAINED_S_MAX = 150.0
+"""Leases of ten seconds, five attempts, and whatever still hangs when the storm ends: ample."""
+TICK_S = 5.0
 """Slower than the real ticker, to spend the time on other records; leases and windows are far longer."""
 CHECK_S = 1.0
 BROKER_BYTES_MAX = 2**20
 """The broker weighs batches: those of a step are up to half of this."""
+
+QUIET_S = 90.0
+"""By then every worker that hung has ended and has been replaced."""
+GONE_S = 2.0
+"""Between a topic's end and its new beginning: every fold asks for records once a second."""
+RECREATED_S = 30.0
+"""Time enough for every worker to end and begin again several times."""
 
 EXPECTED = (FencedError, UnavailableError, KafkaError)
 """What a worker may end with when the broker fails it or another owner has taken over; anything else is a bug."""
@@ -99,7 +107,7 @@ class World:
             self._spawn(executor.run())
         self._spawn(self._tick())
         self._spawn(self._produce())
-        self._spawn(self._storm())
+        self._spawn(Storm(self.random, self.faults, self.broker, self.groups, TOPOLOGY, DEPLOYMENT).run())
         await elapse(STORM_S)
         self._calm()
         await self._until(self._all_jobs_have_ended, "jobs never end")
@@ -112,6 +120,35 @@ class World:
         self.violations += [f"a worker ended with {e!r}" for e in self.crashes if not isinstance(e, EXPECTED)]
         self.virtual_s = asyncio.get_running_loop().time()
         return self
+
+    async def recreate(self, topic: str, role: str) -> list[str]:
+        """Delete an input, make it again, fill it, and wait; what the workers of ``role`` have ended with since.
+
+        It waits for the last rebalance first: a session that reads nothing while the topic is gone cannot notice.
+        """
+        await elapse(QUIET_S)
+        name, group = self.name(topic), self.groups[role]
+        before = len(group.failures)
+        former = self.broker.topics.pop(name)
+        await elapse(GONE_S)
+        self.broker.create_topic(name, len(former.partitions), former.message_bytes_max)
+        for partition in former.partitions:
+            for entry in (*partition.history, *partition.history):
+                if entry.record is not None:
+                    self.broker.append(name, partition.tp.partition, entry.record.key, entry.record.value)
+        await elapse(RECREATED_S)
+        return [str(error) for error in group.failures[before:]]
+
+    def written_by(self, role: str, *, except_in: str) -> int:
+        """How many records a role has committed to other topics than one."""
+        own = f"{DEPLOYMENT}.{role}-"
+        return sum(
+            entry.transaction is not None and entry.transaction.transactional_id.startswith(own)
+            for name, topic in self.broker.topics.items()
+            for partition in topic.partitions
+            for entry in partition.committed_entries()
+            if name != self.name(except_in)
+        )
 
     def _found(self, role: str) -> None:
         """A role's group, and its first workers."""
@@ -174,51 +211,6 @@ class World:
         event_id = f"90000000-0000-7000-8000-{self._ticks:012x}"
         return encode(envelope(tick, event_id=event_id, source=f"/ticker/{role}", tenant=PLATFORM, time=time))
 
-    async def _storm(self) -> None:
-        """What befalls whole processes and topics, beside the faults of single requests."""
-        happenings = (self._restart, self._freeze, self._kill, self._shuffle, self._compact, self._retain)
-        while True:
-            await elapse(self.random.random() * 4)
-            self.random.choice(happenings)(self.random.choice(list(self.groups)))
-
-    def _member(self, role: str) -> Member | None:
-        members = [member for member in self.groups[role].members if not member.ended.is_set()]
-        return self.random.choice(members) if members else None
-
-    def _restart(self, role: str) -> None:
-        if (member := self._member(role)) is not None and not member.process.frozen:
-            self.faults.count("worker restarted")
-            self._spawn(member.stop())
-
-    def _freeze(self, role: str) -> None:
-        if (member := self._member(role)) is not None:
-            self.faults.count("worker frozen at any moment")
-            member.process.freeze(self.random.uniform(1, FROZEN_S_MAX))
-
-    def _kill(self, role: str) -> None:
-        if (member := self._member(role)) is not None:
-            self.faults.count("worker killed at any moment")
-            member.process.crash()
-
-    def _shuffle(self, role: str) -> None:
-        self.faults.count("rebalances", 3)
-        for _ in range(3):
-            asyncio.get_running_loop().call_later(self.random.random(), self.groups[role].rebalance)
-
-    def _compact(self, role: str) -> None:
-        self.faults.count("changelog compacted")
-        for partition in self.broker.topics[self.name(TOPOLOGY.fold(role).changelog)].partitions:
-            partition.compact()
-
-    def _retain(self, role: str) -> None:
-        """Retention takes what its reader has consumed, as far as every reader has."""
-        for topic in TOPOLOGY.fold(role).inputs:
-            readers = [fold.role for fold in TOPOLOGY.folds if topic in fold.inputs and fold.role in self.roles]
-            for partition in self.broker.topics[self.name(topic)].partitions:
-                groups = [f"{DEPLOYMENT}.{reader}" for reader in readers]
-                partition.delete_before(min(self.broker.offsets.get((group, partition.tp), 0) for group in groups))
-        self.faults.count("inputs cut by retention")
-
     def _calm(self) -> None:
         """No more faults; whoever sleeps wakes up."""
         self.faults.raging = False
@@ -245,7 +237,9 @@ class World:
         return sum(1 for entry in entries if b'"type":"settler.job.enqueued.v1"' in (entry.record.value or b""))
 
     def _all_requests_are_consumed(self) -> bool:
-        return all(self._is_consumed("admission", topic) for topic in ("job-requests", "usage-events", "tenant-changes"))
+        return all(
+            self._is_consumed("admission", topic) for topic in ("job-requests", "usage-events", "tenant-changes")
+        )
 
     def _all_is_consumed(self) -> bool:
         settled = all(p.stable_end == p.end for topic in self.broker.topics.values() for p in topic.partitions)
