@@ -6,7 +6,7 @@ from settler_streams.events.fields import Count, FlagAction, FlagScope, Millis, 
 from settler_streams.events.structs import Part, event
 
 EVERYONE_PER_MILLE = 1000
-"""The default of ``rollout_per_mille``. The encoder leaves out what *is* the default, not what only equals it; so whoever
+"""The default of ``rollout_per_mille``. The encoder leaves out what *is* the default, not what only equals it. Whoever
 copies a rollout that was read from somewhere names this object, or equal events would differ in their bytes."""
 
 

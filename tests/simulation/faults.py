@@ -47,7 +47,8 @@ FAULTS_MAX = 7
 
 @dataclass
 class Faults:
-    """The faults of one seed. ``raging`` ends with the storm; ``injected`` counts them by kind."""
+    """The faults of one seed. ``raging`` ends with the storm; ``injected`` counts them by kind, ``struck`` those of
+    requests by the kind of the request."""
 
     random: Random
     raging: bool = True
@@ -55,6 +56,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         self.injected: Counter[str] = Counter()
+        self.struck: Counter[tuple[str, Fate]] = Counter()
         self._intensity = self.random.choice((0.0, 0.3, 1.0, 1.0, 2.0))
 
     def fate(self, kind: str) -> Fate | None:
@@ -65,7 +67,8 @@ class Faults:
             return None
         self.left -= 1
         fate = self.random.choice(_ELSEWHERE.get(kind, _ANYWHERE))
-        self.count(f"{fate.value}")
+        self.count(fate.value)
+        self.struck[kind, fate] += 1
         return fate
 
     def count(self, kind: str, times: int = 1) -> None:

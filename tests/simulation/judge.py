@@ -9,9 +9,8 @@ from tests.simulation.world import DEPLOYMENT, TOPOLOGY, World, simulate
 
 def violations_of(world: World) -> list[str]:
     """What is wrong; empty when every guarantee has held."""
-    found: list[str] = []
+    found = _hanging(world)
     report = found.append
-    _check_that_everything_is_decided(world, found)
     jobs = JobBooks(world.broker, DEPLOYMENT, report)
     jobs.check()
     check_homes(world.broker, DEPLOYMENT, report)
@@ -28,11 +27,13 @@ def violations_of(world: World) -> list[str]:
     return found + world.violations
 
 
-def _check_that_everything_is_decided(world: World, found: list[str]) -> None:
-    for name, topic in world.broker.topics.items():
-        for partition in topic.partitions:
-            if partition.stable_end != partition.end:
-                found.append(f"{name}-{partition.tp.partition}: a transaction hangs from {partition.stable_end} on")
+def _hanging(world: World) -> list[str]:
+    return [
+        f"{name}-{partition.tp.partition}: a transaction hangs from {partition.stable_end} on"
+        for name, topic in world.broker.topics.items()
+        for partition in topic.partitions
+        if partition.stable_end != partition.end
+    ]
 
 
 def judged(seed: int) -> tuple[World, list[str]]:

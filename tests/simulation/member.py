@@ -54,6 +54,7 @@ class Member:
         self.ended = asyncio.Event()
         self.left = False
         self.rebalancing = asyncio.Lock()
+        self._stopping = asyncio.Lock()
         self.attention: list[asyncio.Task[None]] = []
         self.app = SimpleNamespace(
             role=role,
@@ -103,11 +104,14 @@ class Member:
         await self.assign_folds(tps)
 
     async def stop(self) -> None:
-        """SIGTERM, or the end after a failure: drain, give the folds back, end the process."""
-        await self.wait_empty()
-        await asyncio.gather(*(self._drop(partition) for partition in list(self._runners)))
-        self.left = True
-        self.process.crash()
+        """SIGTERM, or the end after a failure: drain, give the folds back, end the process. The first call does it."""
+        async with self._stopping:
+            if self.left:
+                return
+            await self.wait_empty()
+            await asyncio.gather(*(self._drop(partition) for partition in list(self._runners)))
+            self.left = True
+            self.process.crash()
 
     async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         """The runner says where its session stands."""

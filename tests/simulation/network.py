@@ -24,7 +24,7 @@ BACKOFF_S = 0.02
 SLOW_ANSWERS = 0.3
 """How many answers take noticeable time; what matters is that some do."""
 FROZEN_S_MAX = 25.0
-"""Longer than a session timeout and a transaction timeout, shorter or longer than a step's deadline with what follows."""
+"""Far longer than a session timeout and a transaction timeout."""
 SLOW_S_MAX = 14.0
 FOREVER_S = 10_000.0
 

@@ -16,11 +16,14 @@ from aiokafka.errors import (
     IllegalOperation,
     InvalidProducerEpoch,
     InvalidTxnState,
+    ProducerClosed,
     ProducerFenced,
 )
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from tests.simulation.broker import RECORD_OVERHEAD_BYTES, Message
+from tests.simulation.network import FOREVER_S
+from tests.simulation.virtual_time import elapse
 
 if TYPE_CHECKING:
     from tests.simulation.clients import SimulatedCluster
@@ -84,6 +87,7 @@ class Producer:
         self._batch_bytes = max_batch_size
         self._epoch = -1
         self._state = State.READY
+        self._closed = False
         self._added: set[TopicPartition] = set()
         self._has_offsets = False
         self._sending: list[asyncio.Future[Any]] = []
@@ -109,6 +113,8 @@ class Producer:
         """Hand a batch over; the returned future has the broker's answer."""
         if self._state is not State.IN_TRANSACTION:
             raise IllegalOperation("Can't send messages while not in transaction")
+        if self._closed:
+            raise ProducerClosed
         tp = TopicPartition(topic, partition)
         answer = self._cluster.process.spawn(self._produce(tp, batch, self._last_send.get(tp)))
         answer.add_done_callback(_noticed)
@@ -139,6 +145,7 @@ class Producer:
         """Commit offsets of a group with the transaction."""
         if self._state is not State.IN_TRANSACTION:
             raise IllegalOperation("Not in the middle of a transaction")
+        await self._open()
         plain = {tp: offset.offset for tp, offset in offsets.items()}
         self._has_offsets = True
         await asyncio.shield(
@@ -167,6 +174,7 @@ class Producer:
         await asyncio.shield(self._ending)
 
     async def _finish(self, *, committed: bool) -> None:
+        await self._open()
         if self._sending:
             await asyncio.wait(self._sending)
         if self._state is State.FATAL:
@@ -178,6 +186,11 @@ class Producer:
                 lambda: self._checked(lambda: self._broker.end_transaction(self._id, self._epoch, committed=committed)),
             )
         self._state = State.READY
+
+    async def _open(self) -> None:
+        """A stopped producer has no sender any more: what is asked of it is never answered."""
+        if self._closed:
+            await elapse(FOREVER_S)
 
     def _checked(self, request: Callable[[], T]) -> T:
         """A refusal of the coordinator ends the producer's sender, and with it everything."""
@@ -202,7 +215,7 @@ class Producer:
         under_way = [task for task in (*self._sending, self._ending) if task is not None and not task.done()]
         if under_way:
             await asyncio.wait(under_way)
-        self._state = State.FATAL
+        self._closed = True
 
 
 def _noticed(task: asyncio.Future[Any]) -> None:

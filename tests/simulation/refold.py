@@ -32,8 +32,8 @@ INTAKE = Intake(TOPOLOGY)
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """One record as the fold met it. ``refused`` is the reason of its dead letter; ``record`` is None if it never decoded
-    or belonged elsewhere."""
+    """One record as the fold met it. ``record`` is None if it did not decode or belonged elsewhere; ``refused`` is the
+    reason of its dead letter."""
 
     raw: Raw
     record: Record | None
@@ -179,9 +179,7 @@ class Refold:
         for topic, position in self._positions.items():
             committed = self.broker.offsets.get((group, TopicPartition(f"{DEPLOYMENT}.{topic}", self.partition)), 0)
             if not position == committed == clock.positions.get(topic, 0):
-                self.report(
-                    f"{self.fold_id}: {topic} was read to {position}, Kafka has {committed}, the state {clock.positions}"
-                )
+                self.report(f"{self.fold_id}: {topic} was read to {position}, Kafka has {committed}, the state {clock}")
             if self._unread[topic]:
                 self.report(f"{self.fold_id}: {len(self._unread[topic])} records of {topic} were never read")
 
