@@ -23,8 +23,8 @@ from aiokafka.structs import TopicPartition
 
 from tests.simulation.partitions import Headers, Partition, Transaction
 
-BORN_MS = 1_769_903_985_000
-"""2026-01-31 23:59:45 UTC: a month ends fifteen seconds into every simulation, and monthly counts begin anew."""
+BORN_MS = 1_769_903_992_000
+"""2026-01-31 23:59:52 UTC: a month ends eight seconds into every simulation, and monthly counts begin anew."""
 RECORD_OVERHEAD_BYTES = 70
 """What a batch of one record weighs beside its key and value."""
 

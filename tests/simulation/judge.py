@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.simulation.committed import CommittedLog
 from tests.simulation.ledger import AdmissionBooks, JobBooks, check_homes
 from tests.simulation.refold import Refold
 from tests.simulation.world import DEPLOYMENT, TOPOLOGY, World, simulate
@@ -11,13 +12,14 @@ def violations_of(world: World) -> list[str]:
     """What is wrong; empty when every guarantee has held."""
     found = _hanging(world)
     report = found.append
-    jobs = JobBooks(world.broker, DEPLOYMENT, report)
+    log = CommittedLog(world.broker, DEPLOYMENT)
+    jobs = JobBooks(log, report)
     jobs.check()
-    check_homes(world.broker, DEPLOYMENT, report)
+    check_homes(log, report)
     decided: list[str] = []
     for role in world.roles:
         for partition in range(TOPOLOGY.fold_partitions(role)):
-            refold = Refold(world.broker, role, partition, report).run()
+            refold = Refold(log, role, partition, report).run()
             if role == "admission":
                 books = AdmissionBooks(refold, jobs.decisions, report)
                 books.check()

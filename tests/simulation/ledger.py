@@ -31,28 +31,13 @@ from settler_streams.events import (
 from settler_streams.ids import TenantId, partition_of
 from settler_streams.tiers import load_tiers
 from tests.core.admission_oracle import Oracle, month_of
-from tests.simulation.broker import Broker
+from tests.simulation.committed import CommittedLog
 from tests.simulation.refold import Folded, Refold
 from tests.simulation.workload import CHILDREN, PARTITIONS, ROOTS
 
 Report = Callable[[str], None]
 OPEN_JOBS_MAX = load_tiers().pool_queue_max // PARTITIONS
 ROOT_OF = {**dict(zip(CHILDREN, ROOTS, strict=True)), **{root: root for root in ROOTS}}
-
-
-def events_of(broker: Broker, topic: str, kind: type[Part]) -> list[Envelope[Part]]:
-    """Committed events of one type, partition by partition."""
-    marker = f'"type":"{kind.event_type}"'.encode()
-    return [
-        decode(entry.record.value)
-        for partition in broker.topics[topic].partitions
-        for entry in partition.committed_entries()
-        if entry.record is not None and marker in (entry.record.value or b"") and _decodes(entry.record.value)
-    ]
-
-
-def _decodes(value: bytes | None) -> bool:
-    return value is not None and value.startswith(b"{")
 
 
 class AdmissionBooks:
@@ -155,12 +140,12 @@ def _where(folded: Folded) -> str:
 class JobBooks:
     """What the topics say of every job: decided, enqueued, dispatched, finished."""
 
-    def __init__(self, broker: Broker, deployment: str, report: Report) -> None:
+    def __init__(self, log: CommittedLog, report: Report) -> None:
         self._report = report
-        self._decided = events_of(broker, f"{deployment}.job-decisions", JobDecided)
-        self._enqueued = events_of(broker, f"{deployment}.pool-inputs", JobEnqueued)
-        self._dispatched = events_of(broker, f"{deployment}.job-dispatches", JobDispatched)
-        self._finished = events_of(broker, f"{deployment}.job-results", JobFinished)
+        self._decided = log.events("job-decisions", JobDecided)
+        self._enqueued = log.events("pool-inputs", JobEnqueued)
+        self._dispatched = log.events("job-dispatches", JobDispatched)
+        self._finished = log.events("job-results", JobFinished)
         self.decisions: dict[str, list[Envelope[Part]]] = {}
         for event in self._decided:
             self.decisions.setdefault(event.data.job_id, []).append(event)  # type: ignore[attr-defined]
@@ -209,13 +194,10 @@ class JobBooks:
                 last[line] = places[job.job_id]
 
 
-def check_homes(broker: Broker, deployment: str, report: Report) -> None:
+def check_homes(log: CommittedLog, report: Report) -> None:
     """Whatever concerns a tenant lies under its root's key, in its root's partition."""
     for topic in ("job-decisions", "job-results", "tenant-signals"):
-        for partition in broker.topics[f"{deployment}.{topic}"].partitions:
-            for entry in partition.committed_entries():
-                assert entry.record is not None
-                tenant, key = decode(entry.record.value).tenantid, entry.record.key.decode()
-                home = partition_of(key, PARTITIONS)
-                if (key, home) != (ROOT_OF.get(tenant, tenant), partition.tp.partition):
-                    report(f"{topic}: an event of {tenant} lies under {key} in {partition.tp.partition}")
+        for raw in log.topic(topic):
+            tenant, key = decode(raw.value).tenantid, raw.key.decode()
+            if (key, partition_of(key, PARTITIONS)) != (ROOT_OF.get(tenant, tenant), raw.partition):
+                report(f"{topic}: an event of {tenant} lies under {key} in {raw.partition}")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 BATCH_RECORDS_MAX = 12
 """Records of one input in one batch at most; mostly fewer, so that a seed has many steps."""
+PATIENCE = 5
+"""An idle fetch lasts so many times longer than it was asked to: it spares most of an idle fold's turns."""
 AGENT_DELAY_S_MAX = 0.03
 
 Report = Callable[[str], None]
@@ -128,7 +130,7 @@ class Member:
         for tp in wanted:
             if tp not in self._positions:
                 self._positions[tp] = self._committed(tp)
-        deadline_s = asyncio.get_running_loop().time() + wait_s
+        deadline_s = asyncio.get_running_loop().time() + PATIENCE * wait_s
         while generation == self._generation and not self._behind(wanted):
             if (left_s := deadline_s - asyncio.get_running_loop().time()) <= 0:
                 return {}

@@ -39,17 +39,14 @@ class Process:
         self.on_crash: list[Callable[[], None]] = []
         self.on_freeze: list[Callable[[], None]] = []
         self._thawed = asyncio.Event()
-        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._tasks: list[asyncio.Task[Any]] = []
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run ``work`` until it ends or the process dies."""
+        """Run ``work`` until it ends or the process dies. An error that nobody awaits is no news."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._forget)
+        task.add_done_callback(_noticed)
+        self._tasks.append(task)
         return task
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(task, None)
 
     def crash(self) -> None:
         """SIGKILL."""
@@ -57,7 +54,7 @@ class Process:
             return
         self.dead = True
         self._thawed.set()
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
         for callback in self.on_crash:
             callback()
@@ -162,6 +159,11 @@ class Network:
                 await elapse(FOREVER_S)
             case _ if self.random.random() < SLOW_ANSWERS:
                 await elapse(self.latency_s())
+
+
+def _noticed(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _arrive(effect: Callable[[], T], answer: asyncio.Future[T]) -> None:

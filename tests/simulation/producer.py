@@ -117,7 +117,6 @@ class Producer:
             raise ProducerClosed
         tp = TopicPartition(topic, partition)
         answer = self._cluster.process.spawn(self._produce(tp, batch, self._last_send.get(tp)))
-        answer.add_done_callback(_noticed)
         self._last_send[tp] = answer
         self._sending.append(answer)
         return answer
@@ -149,7 +148,7 @@ class Producer:
         plain = {tp: offset.offset for tp, offset in offsets.items()}
         self._has_offsets = True
         await asyncio.shield(
-            self._background(
+            self._cluster.process.spawn(
                 self._cluster.request(
                     "offsets",
                     lambda: self._checked(
@@ -170,7 +169,7 @@ class Producer:
     async def _end(self, *, committed: bool) -> None:
         assert self._state is State.IN_TRANSACTION, f"Invalid state transition {self._state} -> ENDING"
         self._state = State.ENDING
-        self._ending = self._background(self._finish(committed=committed))
+        self._ending = self._cluster.process.spawn(self._finish(committed=committed))
         await asyncio.shield(self._ending)
 
     async def _finish(self, *, committed: bool) -> None:
@@ -205,20 +204,9 @@ class Producer:
             self._state = State.FATAL
             raise
 
-    def _background(self, work: Any) -> asyncio.Future[None]:
-        task = self._cluster.process.spawn(work)
-        task.add_done_callback(_noticed)
-        return task
-
     async def stop(self) -> None:
         """Wait for what is under way."""
         under_way = [task for task in (*self._sending, self._ending) if task is not None and not task.done()]
         if under_way:
             await asyncio.wait(under_way)
         self._closed = True
-
-
-def _noticed(task: asyncio.Future[Any]) -> None:
-    """The error of a send that nobody awaits is no news; aiokafka drops it, too."""
-    if not task.cancelled():
-        task.exception()

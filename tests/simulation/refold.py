@@ -9,9 +9,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form
 from settler_streams.core.fold import CLOCK_KEY, Emit, FoldClock, Outcome, Record, Value
@@ -21,10 +20,9 @@ from settler_streams.ids import derived_id
 from settler_streams.runtime.intake import Intake, key_of
 from settler_streams.runtime.state import StateCodec
 from settler_streams.workers.folds import FOLDS
-from tests.simulation.broker import Broker
+from tests.simulation.committed import CommittedLog, Raw
 from tests.simulation.world import DEPLOYMENT, ROUTER, TOPOLOGY
 
-Raw = ConsumerRecord[Any, Any]
 Report = Callable[[str], None]
 Output = tuple[bytes | None, bytes | None]
 INTAKE = Intake(TOPOLOGY)
@@ -43,9 +41,9 @@ class Folded:
 
 @dataclass
 class Refold:
-    """One fold of ``role`` done again from the log in ``broker``; differences go to ``report``."""
+    """One fold of ``role`` done again from ``log``; differences go to ``report``."""
 
-    broker: Broker
+    log: CommittedLog
     role: str
     partition: int
     report: Report
@@ -63,8 +61,7 @@ class Refold:
 
     def _committed(self, topic: str, partition: int) -> list[Raw]:
         """Committed records, the next one last."""
-        entries = self.broker.topics[f"{DEPLOYMENT}.{topic}"].partitions[partition].committed_entries()
-        return [entry.record for entry in reversed(entries) if entry.record is not None]
+        return self.log.records(topic, partition)[::-1]
 
     def run(self) -> Refold:
         """Fold everything, compare, and return itself."""
@@ -143,21 +140,18 @@ class Refold:
     def _compare_outputs(self) -> None:
         """Every output of the fold, in order within its partition, and no other one."""
         own = {f"{DEPLOYMENT}.{self._declared.changelog}", f"{DEPLOYMENT}.{self._declared.journal}"}
-        for name, topic in self.broker.topics.items():
-            for partition in [] if name in own else topic.partitions:
-                written = [
-                    (entry.record.key, entry.record.value)
-                    for entry in partition.committed_entries()
-                    if entry.record is not None
-                    and entry.transaction is not None
-                    and entry.transaction.transactional_id == self.fold_id
-                ]
-                expected = self._outputs.get(partition.tp, [])
-                if written != expected:
-                    self.report(
-                        f"{self.fold_id}: {name}-{partition.tp.partition} has {len(written)} outputs, "
-                        f"{len(expected)} expected; first difference: {_first_difference(written, expected)}"
-                    )
+        found = {
+            tp: [(raw.key, raw.value) for raw in records]
+            for tp, records in self.log.written_by(self.fold_id).items()
+            if tp.topic not in own
+        }
+        for tp in sorted(found.keys() | self._outputs.keys()):
+            written, expected = found.get(tp, []), self._outputs.get(tp, [])
+            if written != expected:
+                self.report(
+                    f"{self.fold_id}: {tp.topic}-{tp.partition} has {len(written)} outputs, {len(expected)} expected; "
+                    f"first difference: {_first_difference(written, expected)}"
+                )
 
     def _compare_state(self) -> None:
         codec = StateCodec(FOLDS[self.role].kinds)
@@ -177,7 +171,7 @@ class Refold:
         """The state, Kafka's group and the journal name the same positions, and nothing lies beyond them."""
         group = f"{DEPLOYMENT}.{self.role}"
         for topic, position in self._positions.items():
-            committed = self.broker.offsets.get((group, TopicPartition(f"{DEPLOYMENT}.{topic}", self.partition)), 0)
+            committed = self.log.offsets.get((group, TopicPartition(f"{DEPLOYMENT}.{topic}", self.partition)), 0)
             if not position == committed == clock.positions.get(topic, 0):
                 self.report(f"{self.fold_id}: {topic} was read to {position}, Kafka has {committed}, the state {clock}")
             if self._unread[topic]:

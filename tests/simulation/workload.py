@@ -33,7 +33,7 @@ from settler_streams.ids import PLATFORM, TenantId, partition_of
 from tests.simulation.broker import BORN_MS
 
 PARTITIONS = 2
-STORM_S = 18.0
+STORM_S = 15.0
 """How long producers write and faults rage."""
 REQUESTS = 18
 ROOTS = [TenantId(f"a0000000-0000-4000-8000-{number:012x}") for number in range(3)]
