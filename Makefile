@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo up down test check format clean
+.PHONY: help demo up down bench test check format clean
 
 help: ## Show the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ up: $(INSTALLED) ## Start everything and keep it running until Ctrl-C
 
 down: $(INSTALLED) ## Stop what `make up` has started
 	@$(BIN)/settler down
+
+bench: $(INSTALLED) ## Measure the data path: a table, and the figures in bench.json
+	@$(BIN)/settler bench bench.json
 
 test: $(INSTALLED) ## Run the tests on real Kafka, PostgreSQL and Valkey
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

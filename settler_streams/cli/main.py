@@ -29,6 +29,7 @@ COMMANDS = {
     "topology": "settler_streams.cli.topology:topology",
     "migrate": "settler_streams.cli.migrate:migrate",
     "dlq": "settler_streams.cli.dlq:dlq",
+    "bench": "settler_streams.cli.bench:bench",
     "schemas": "settler_streams.cli.schemas:schemas",
 }
 """Each command is imported when it is called for, so that none waits for the libraries of another."""

@@ -9,21 +9,22 @@ from typing import ClassVar
 
 import msgspec
 
-from settler_streams.core.dedup import Seen, SeenWindow
+from settler_streams.core.dedup import SeenIds, SeenWindow
 from settler_streams.core.flags import FlagSetting
-from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.errors import RecordError
 from settler_streams.events import FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState
+from settler_streams.events.flags import EVERYONE_PER_MILLE
 from settler_streams.ids import PLATFORM
 
 GLOBAL_KEY = "*"
 """Key of commands and changes that concern every tenant."""
 
 
-class FlagCommands:
+class FlagCommands(FoldLogic):
     """The flags fold of one partition; the only writer of flag changes and flag state."""
 
-    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "flag": FlagSetting, "seen": Seen}
+    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "flag": FlagSetting, "seen": SeenIds}
 
     def __init__(self, state: State, partitions: int) -> None:
         self._state = state
@@ -36,14 +37,13 @@ class FlagCommands:
         if not isinstance(command, FlagCommand):
             raise RecordError("misplaced", f"the flags fold has no use for {record.event.type}")
         _check_scope(record, command)
-        if self._seen.repeated(record):
+        if self._seen.repeated(record, now_ms):
             return NOTHING
         tenant = record.event.tenantid
         key = f"flag/{command.flag}/{tenant}/{command.user_id or ''}"
         current = value_of(self._state, key, FlagSetting)
         setting = _next_setting(command, current, record, now_ms)
-        changes = self._seen.remember(record, now_ms)
-        changes[key] = setting
+        self._seen.remember(record, now_ms)
         emits = [Emit("flag-changes", _change(command, setting), tenant, record.key, "changed", command.flag)]
         state = _state(command, setting)
         state_key = f"{command.flag}|{tenant}|{command.user_id or ''}"
@@ -52,7 +52,11 @@ class FlagCommands:
             Emit("flag-state", state, tenant, state_key, f"state/{partition}", command.flag, partition=partition)
             for partition in everywhere
         ]
-        return Outcome(changes, tuple(emits))
+        return Outcome({key: setting}, tuple(emits))
+
+    def settle(self) -> dict[str, Value | None]:
+        """The ids that a step has remembered are stored together."""
+        return self._seen.settle()
 
 
 def _check_scope(record: Record, command: FlagCommand) -> None:
@@ -94,6 +98,11 @@ def _new_setting(command: FlagCommand, record: Record, version: int, now_ms: int
     )
 
 
+def _rollout(setting: FlagSetting) -> int:
+    """The rollout to publish; written the same whether the setting was just made or read back from the changelog."""
+    return EVERYONE_PER_MILLE if setting.rollout_per_mille == EVERYONE_PER_MILLE else setting.rollout_per_mille
+
+
 def _change(command: FlagCommand, setting: FlagSetting) -> FlagChanged:
     return FlagChanged(
         flag=command.flag,
@@ -106,7 +115,7 @@ def _change(command: FlagCommand, setting: FlagSetting) -> FlagChanged:
         enabled=setting.enabled,
         killed=setting.killed,
         deleted=setting.deleted,
-        rollout_per_mille=setting.rollout_per_mille,
+        rollout_per_mille=_rollout(setting),
         salt=setting.salt,
         reason=command.reason,
     )
@@ -122,6 +131,6 @@ def _state(command: FlagCommand, setting: FlagSetting) -> FlagState:
         enabled=setting.enabled,
         killed=setting.killed,
         deleted=setting.deleted,
-        rollout_per_mille=setting.rollout_per_mille,
+        rollout_per_mille=_rollout(setting),
         salt=setting.salt,
     )

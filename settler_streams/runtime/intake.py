@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from settler_streams.adapters.kafka.dead_letter_form import size_of
 from settler_streams.errors import RecordError
-from settler_streams.events import Envelope, Part, decode
+from settler_streams.events import REGISTRY, Envelope, Part, decode
 
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord
@@ -25,7 +25,7 @@ class Intake:
     """Reads the records of one topology's topics."""
 
     def __init__(self, topology: Topology) -> None:
-        self._types = {topic.name: frozenset(topic.events) for topic in topology.topics}
+        self._types = {topic.name: frozenset(REGISTRY[name] for name in topic.events) for topic in topology.topics}
         self._bytes_max = {topic.name: topic.max_message_bytes for topic in topology.topics}
 
     def event_of(self, topic: str, raw: Raw) -> Envelope[Part]:
@@ -35,11 +35,11 @@ class Intake:
             RecordError: ``oversize``; any reason of :func:`decode`; ``misplaced``, the topic does not carry this type:
                 who may write into one topic must not be able to speak as the writer of another.
         """
-        limit = self._bytes_max[topic]
-        if len(raw.value or b"") > limit:
-            raise RecordError("oversize", f"the record has {len(raw.value)} bytes, {topic} allows {limit}")
-        event = decoded(raw.value)
-        if event.type not in self._types[topic]:
+        value = raw.value
+        if value and len(value) > (limit := self._bytes_max[topic]):
+            raise RecordError("oversize", f"the record has {len(value)} bytes, {topic} allows {limit}")
+        event = decode(value)
+        if type(event.data) not in self._types[topic]:
             raise RecordError("misplaced", f"{topic} does not carry {event.type}")
         return event
 
@@ -51,32 +51,6 @@ class Intake:
         """
         if (size := size_of(raw)) > (limit := self._bytes_max[topic]):
             raise RecordError("oversize", f"the record has {size} bytes, {topic} allows {limit}")
-
-
-def decoded(value: bytes | None) -> Envelope[Part]:
-    """As :func:`decode`, for bytes that anyone may have written: deep nesting and bad UTF-8 are refused like the rest.
-
-    Raises:
-        RecordError: the value is not an event.
-    """
-    try:
-        return decode(value)
-    except RecursionError as error:
-        raise RecordError("not-json", "the value is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise RecordError("not-json", f"a string is not UTF-8: {error}") from error
-
-
-def key_of(raw: Raw) -> str:
-    """The record's key as text, empty when there is none.
-
-    Raises:
-        RecordError: ``key``; it is not UTF-8.
-    """
-    try:
-        return raw.key.decode() if raw.key is not None else ""
-    except UnicodeDecodeError as error:
-        raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
 
 
 def traceparent_of(raw: Raw) -> bytes | None:

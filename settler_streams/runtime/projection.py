@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import aiokafka
 import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
@@ -24,9 +25,10 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.projection import PositionMove, Refused, bisect, init_position, write_batch
 from settler_streams.core.fold import Record
 from settler_streams.errors import RecordError, StateError, UnavailableError
-from settler_streams.runtime.intake import Intake, Raw, key_of, traceparent_of
+from settler_streams.runtime.intake import Intake, Raw, traceparent_of
 from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
+from settler_streams.runtime.routing import key_of
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records
 from settler_streams.topology import Projection, Topology, full_name
@@ -69,9 +71,12 @@ class ProjectionSession:
         self.topic_ids: dict[str, str] = {}
         self._consumer = new_consumer(spec.cluster, f"{spec.consumer}-{partition}")
         self._reader: InputReader
-        self.producer = spec.cluster.producer(
-            enable_idempotence=True, acks="all", linger_ms=0, max_request_size=4 * 1024 * 1024
-        )
+        self.producer: aiokafka.AIOKafkaProducer | None = None
+        """For dead letters; None where the topology lets the role write none."""
+        if spec.declared.role in spec.topology.topic("dead-letters").writers:
+            self.producer = spec.cluster.producer(
+                enable_idempotence=True, acks="all", linger_ms=0, max_request_size=4 * 1024 * 1024
+            )
 
     async def open(self) -> None:
         """Read the positions from Postgres; store first ones for partitions that were never read.
@@ -81,7 +86,8 @@ class ProjectionSession:
         """
         topics = [self.spec.topic(name) for name in self.spec.declared.inputs]
         tps = [TopicPartition(topic, self.partition) for topic in topics]
-        await self.producer.start()
+        if self.producer is not None:
+            await self.producer.start()
         async with self.spec.cluster.admin() as client:
             self.topic_ids = await topic_ids(client, topics)
         await self._consumer.start()
@@ -127,7 +133,8 @@ class ProjectionSession:
         """Stop its clients. Bounded."""
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
-                await asyncio.gather(self._consumer.stop(), self.producer.stop())
+                ends = [self._consumer.stop()] + ([self.producer.stop()] if self.producer is not None else [])
+                await asyncio.gather(*ends)
         except (TimeoutError, KafkaError) as error:
             log.warning("clients did not stop cleanly", projection=self.spec.consumer, error=repr(error))
 
@@ -167,7 +174,7 @@ class ProjectionStep:
             for raw in raws:
                 self._raw = raw
                 try:
-                    key, event = key_of(raw), self._session.intake.event_of(topic, raw)
+                    key, event = key_of(raw.key), self._session.intake.event_of(topic, raw)
                 except RecordError as error:
                     self._refuse(error)
                     self._current.append(())
@@ -218,12 +225,15 @@ class ProjectionStep:
 
     async def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         spec = self._session.spec
+        producer = self._session.producer
+        if producer is None:  # a dead letter about a dead letter would come back to the same projection, for ever
+            raise StateError(f"{spec.consumer} cannot project {raw.topic}-{raw.partition}@{raw.offset}: {error}")
         self._observation.dead_letter(error.reason)
         partition = raw.partition % spec.topology.partitions("dead-letters")
         letter = deadletters.letter(raw, spec.declared.role, error, raw.timestamp)
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
-                await self._session.producer.send_and_wait(
+                await producer.send_and_wait(
                     spec.topic("dead-letters"), letter.value, key=letter.key, partition=partition,
                     headers=letter.headers,
                 )  # fmt: skip

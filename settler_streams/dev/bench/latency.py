@@ -1,0 +1,141 @@
+"""From request to result over all hops, as a client of the SDK sees it: when the system is idle, and at half its load.
+
+A job goes through admission, the scheduler, an executor, the scheduler again, and back to admission and the client. Its
+record sets are small and lie in the request, so that the time is the stream's and not the job's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+
+from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.client import KafkaTransport, SettlerClient
+from settler_streams.dev.bench import log, workload
+from settler_streams.dev.bench.ground import READY_S_MAX, SEED, Ground
+from settler_streams.dev.bench.workload import BenchTenant
+from settler_streams.errors import StateError, UnavailableError
+from settler_streams.events import InlineRecords, JobStatus, TenantTier
+from settler_streams.settings import Settings
+from settler_streams.topology import full_name
+
+TENANTS = 100
+"""Of them the Scale and Growth tenants submit, whose limits do not bite."""
+ROWS = 5
+ANSWER_S_MAX = 60.0
+"""Longest wait for one result; the worst seen is a second."""
+WARM_UP_JOBS = 20
+IDLE_PAUSE_S = (0.05, 0.25)
+"""Between a result and the next request, drawn anew each time, so that no phase of any poll is favoured."""
+BURST_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many jobs are sent one after the other, at once to learn the capacity, and for how long at half of that."""
+
+    idle_jobs: int = 80
+    burst_jobs: int = 300
+    half_load_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Milliseconds of every job, and the jobs per second that the system finished in a burst."""
+
+    idle_ms: Sequence[float]
+    half_load_ms: Sequence[float]
+    capacity_per_s: float
+
+
+async def measure(ground: Ground, sizes: Sizes) -> Latencies:
+    """Start a worker with every role and an executor, and send them jobs.
+
+    Raises:
+        StateError: a job was refused or failed.
+        UnavailableError: there was no result in time.
+    """
+    settings = await asyncio.to_thread(ground.system.up, executors=1, workers=1, gateway=False)
+    tenants = workload.tenants(TENANTS, ground.topology.tenant_partitions, SEED)
+    await _register(settings, tenants)
+    busy = [t for t in tenants if t.share.tier in (TenantTier.SCALE, TenantTier.GROWTH)]
+    transport = KafkaTransport(settings, source="/bench/client")
+    clients = [SettlerClient(transport, tenant.id, root=tenant.root) for tenant in busy]
+    async with clients[0]:
+        await _one_by_one(clients, WARM_UP_JOBS)
+        idle_ms = await _one_by_one(clients, sizes.idle_jobs)
+        capacity = await _burst(clients, sizes.burst_jobs)
+        half_load_ms = await _paced(clients, capacity / 2, sizes.half_load_s)
+    return Latencies(idle_ms, half_load_ms, capacity)
+
+
+def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
+    """The median and the 99th percentile."""
+    cuts = statistics.quantiles(values_ms, n=100, method="inclusive")
+    return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
+
+
+async def _register(settings: Settings, tenants: list[BenchTenant]) -> None:
+    """Make the tenants known to admission; return when every fold has read of them."""
+    cluster, topic = Cluster.of(settings), full_name(settings.deployment, "tenant-changes")
+    changes = list(workload.tenant_changes(tenants))
+    async with log.Load(cluster, f"{settings.deployment}.tenants") as load:
+        await load.append(topic, changes)
+        await load.commit()
+    group = f"{settings.deployment}.admission"
+    await log.wait_committed(cluster, group, log.ends_of(topic, changes), READY_S_MAX, lambda: None)
+
+
+async def _job(client: SettlerClient) -> float:
+    """Milliseconds from the submission of one job to its result."""
+    began_s = time.perf_counter()
+    rows = tuple(
+        {"id": str(n), "amount": f"{n}.00", "currency": "EUR", "date": "2026-01-05", "reference": f"R{n}"}
+        for n in range(ROWS)
+    )
+    job = await client.submit(left=InlineRecords(rows=rows), right=InlineRecords(rows=rows))
+    result = await job.result(ANSWER_S_MAX)
+    if result.status is not JobStatus.SUCCEEDED or result.matches != ROWS:
+        raise StateError(f"job {job.id} should match {ROWS} rows: {result}")
+    return (time.perf_counter() - began_s) * 1000
+
+
+async def _one_by_one(clients: Sequence[SettlerClient], jobs: int) -> list[float]:
+    drawn = random.Random(SEED)  # noqa: S311 - repeatable, not secret
+    spent = []
+    for number in range(jobs):
+        spent.append(await _job(clients[number % len(clients)]))
+        await asyncio.sleep(drawn.uniform(*IDLE_PAUSE_S))
+    return spent
+
+
+async def _burst(clients: Sequence[SettlerClient], jobs: int) -> float:
+    """Jobs per second when all are there at once."""
+    began_s = time.perf_counter()
+    await _all([_job(clients[number % len(clients)]) for number in range(jobs)])
+    return jobs / (time.perf_counter() - began_s)
+
+
+async def _paced(clients: Sequence[SettlerClient], per_second: float, seconds: float) -> list[float]:
+    """Requests that come at random times (a Poisson process), whatever has become of the earlier ones."""
+    drawn = random.Random(SEED)  # noqa: S311 - repeatable, not secret
+    loop = asyncio.get_running_loop()
+    at_s = loop.time()
+    end_s = at_s + seconds
+    jobs: list[asyncio.Task[float]] = []
+    while (at_s := at_s + drawn.expovariate(per_second)) < end_s:
+        await asyncio.sleep(max(0.0, at_s - loop.time()))
+        jobs.append(asyncio.create_task(_job(clients[len(jobs) % len(clients)])))
+    return await _all(jobs)
+
+
+async def _all(jobs: Sequence[Awaitable[float]]) -> list[float]:
+    try:
+        async with asyncio.timeout(BURST_TIMEOUT_S):
+            return list(await asyncio.gather(*jobs))
+    except TimeoutError as error:
+        raise UnavailableError(f"{len(jobs)} jobs were not done in {BURST_TIMEOUT_S:.0f} s") from error

@@ -1,0 +1,142 @@
+"""The figures as one JSON document and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+
+from settler_streams.dev.bench.latency import percentiles
+from settler_streams.dev.bench.long_run import LongRun
+from settler_streams.dev.bench.run import Figures
+from settler_streams.dev.bench.throughput import Measured
+
+LIBRARIES = ("aiokafka", "faust-streaming", "msgspec", "uvloop", "asyncpg")
+SAMPLES_MAX = 60
+"""Of a long run's memory: a line in a table each, and enough to see a slope."""
+
+
+def document(figures: Figures) -> dict[str, Any]:
+    """Everything that was measured. Rates are medians of the rounds; a part that was left out has no keys."""
+    found: dict[str, Any] = {}
+    if figures.pipeline:
+        found |= _comparison(figures)
+    if figures.recovery_keys_per_s is not None:
+        found["recovery_keys_per_s"] = round(figures.recovery_keys_per_s)
+    if figures.latency is not None:
+        found["latency_idle_ms"] = percentiles(figures.latency.idle_ms)
+        found["latency_half_load_ms"] = percentiles(figures.latency.half_load_ms)
+        found["latency_jobs_per_s_at_full_load"] = round(figures.latency.capacity_per_s, 1)
+    if figures.recorder_rows_per_s is not None:
+        found["recorder_rows_per_s"] = round(figures.recorder_rows_per_s)
+    if figures.long is not None:
+        found |= _long_run(figures.long)
+    return {**found, "machine": _machine()}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The document as it is written to a file."""
+    return json.dumps(found, indent=2) + "\n"
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The table: what was measured, the figure, and what to know about it."""
+    table: list[tuple[str, str, str]] = []
+    for key, what in (
+        ("stock_faust", "(a) stock Faust, at least once"),
+        ("ceiling", "(b) aiokafka loop, exactly once: the ceiling"),
+        ("pipeline", "(c) admission, exactly once, one worker"),
+        ("pipeline_two_workers", "(c) admission, exactly once, two workers"),
+    ):
+        if f"{key}_eps" in found:
+            rates = [run["eps"] for run in found["rounds"][key]]
+            table.append((what, f"{found[f'{key}_eps']:,} events/s", f"rounds: {min(rates):,} to {max(rates):,}"))
+    if "pipeline_eps" in found:
+        table.append(("(c) by (a)", f"{found['pipeline_to_stock']:.1f}", ""))
+        table.append(("(c) by (b)", f"{found['pipeline_to_ceiling']:.2f}", ""))
+        share = f"{found['two_workers_broker_share']:.0%}"
+        table.append(("broker's share of the processor time", share, "with two workers"))
+    if "recovery_keys_per_s" in found:
+        table.append(("(d) recovery", f"{found['recovery_keys_per_s']:,} keys/s", "all folds of one worker"))
+    for key, when in (("latency_idle_ms", "idle"), ("latency_half_load_ms", "half load")):
+        if key in found:
+            times = found[key]
+            table.append((f"(e) request to result, {when}", f"p50 {times['p50']} ms, p99 {times['p99']} ms", ""))
+    if "recorder_rows_per_s" in found:
+        table.append(("(f) recorder into PostgreSQL", f"{found['recorder_rows_per_s']:,} rows/s", "under RLS"))
+    if "peak_rss_mib" in found:
+        table.append(("(g) memory of an admission worker, peak", f"{found['peak_rss_mib']:,} MiB", ""))
+    if "long_run" in found:
+        run = found["long_run"]
+        table.append(("long run", f"{run['events']:,} events", f"{run['eps']:,} a second with their results"))
+        table.append(("growth of memory", f"{run['growth']:.2f}", "last quarter by second quarter"))
+        table += [("", f"{mib:,} MiB", f"after {events:,}") for events, mib in run["rss_mib_samples"]]
+    return table
+
+
+def _comparison(figures: Figures) -> dict[str, Any]:
+    rounds = {
+        "stock_faust": figures.stock,
+        "ceiling": figures.ceiling,
+        "pipeline": figures.pipeline,
+        "pipeline_two_workers": figures.pipeline_two,
+    }
+    rates = {f"{name}_eps": round(statistics.median(run.eps for run in runs)) for name, runs in rounds.items()}
+    return {
+        **rates,
+        "peak_rss_mib": round(max(run.peak_rss_mib for run in figures.pipeline), 1),
+        "pipeline_to_stock": round(rates["pipeline_eps"] / rates["stock_faust_eps"], 2),
+        "pipeline_to_ceiling": round(rates["pipeline_eps"] / rates["ceiling_eps"], 3),
+        "two_workers_broker_share": round(statistics.median(run.broker_share for run in figures.pipeline_two), 3),
+        "rounds": {name: [_run(run) for run in runs] for name, runs in rounds.items()},
+    }
+
+
+def _run(run: Measured) -> dict[str, Any]:
+    return {
+        "eps": round(run.eps),
+        "events": run.events,
+        "seconds": round(run.seconds, 3),
+        "admitted": run.admitted,
+        "refused": run.refused,
+        "broker_share": round(run.broker_share, 3),
+        "broker_cpu_s": round(run.broker_cpu_s, 2),
+        "workers_cpu_s": round(run.workers_cpu_s, 2),
+        "peak_rss_mib": round(run.peak_rss_mib, 1),
+    }
+
+
+def _long_run(run: LongRun) -> dict[str, Any]:
+    return {
+        "peak_rss_mib": round(run.peak_rss_mib, 1),
+        "long_run": {
+            "events": run.events,
+            "admitted": run.admitted,
+            "seconds": round(run.seconds, 1),
+            "eps": round(run.events / run.seconds),
+            "growth": round(run.growth, 3),
+            "rss_mib_samples": _thinned(run.samples),
+        },
+    }
+
+
+def _thinned(samples: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most :data:`SAMPLES_MAX`, the last among them."""
+    step = -(-len(samples) // SAMPLES_MAX)
+    return [*reversed(samples[::-1][::step])]
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpus": os.cpu_count(),
+        "memory_mib": psutil.virtual_memory().total // 2**20,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{library: version(library) for library in LIBRARIES},
+    }
