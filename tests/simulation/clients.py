@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata, TopicPartition
 from tests.simulation.broker import Broker
 from tests.simulation.network import Network, Process
 from tests.simulation.producer import Producer
+from tests.simulation.virtual_time import elapse
+
+BATCH_RECORDS_MAX = 12
+"""Records of one input in one batch at most; mostly fewer, so that a seed has many steps."""
+PATIENCE = 5
+"""An idle fetch lasts so many times longer than it was asked to: it spares most of an idle fold's turns."""
 
 T = TypeVar("T")
 
@@ -78,20 +85,49 @@ class Consumer:
         self, *tps: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
         """A chunk of what lies beyond the positions."""
+        if max_records is not None:
+            return await self._arrived(timeout_ms / 1000)
         wanted = tps or tuple(self._assigned)
         if not any(self._behind(tp) for tp in wanted):
             await self._broker.until_changed(wanted, timeout_ms / 1000)
-        return await self._cluster.request("load", lambda: self._taken(wanted, max_records))
+        return await self._cluster.request("load", lambda: self._taken(wanted))
+
+    def last_stable_offset(self, _tp: TopicPartition) -> int | None:
+        """Unknown, as before the first answer; it is for metrics only."""
+        return None
+
+    async def _arrived(self, wait_s: float) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
+        """The next batch of a fold: some of what has arrived, of some of the inputs, in any order of the inputs.
+
+        A request is under way all the time, so none of them fails here.
+        """
+        process, network = self._cluster.process, self._cluster.network
+        await process.gate()
+        deadline_s = asyncio.get_running_loop().time() + PATIENCE * wait_s
+        while not any(self._broker.partition(tp).has_records(self._positions[tp]) for tp in self._assigned):
+            if (left_s := deadline_s - asyncio.get_running_loop().time()) <= 0:
+                return {}
+            await self._broker.until_changed(self._assigned, left_s)
+        await elapse(network.latency_s())
+        await process.gate()
+        found = {}
+        for tp in network.random.sample(self._assigned, len(self._assigned)):
+            if network.random.random() < 0.8:
+                most = network.random.randint(1, BATCH_RECORDS_MAX)
+                records, self._positions[tp] = self._broker.partition(tp).read(
+                    self._positions[tp], self._isolation, most
+                )
+                if records:
+                    found[tp] = records
+        return found
 
     def _behind(self, tp: TopicPartition) -> bool:
         return self._positions[tp] < self._broker.partition(tp).end_for(self._isolation)
 
-    def _taken(
-        self, tps: Iterable[TopicPartition], max_records: int | None
-    ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
+    def _taken(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
         found = {}
         for tp in tps:
-            chunk = max_records or self._cluster.network.random.randint(3, 40)
+            chunk = self._cluster.network.random.randint(3, 40)
             records, self._positions[tp] = self._broker.partition(tp).read(self._positions[tp], self._isolation, chunk)
             if records:
                 found[tp] = records

@@ -64,11 +64,13 @@ class Group:
 
     def _welcome(self, member: Member) -> None:
         self.members.append(member)
+        member.present = True
         self._needed.set()
 
     def _expel(self, member: Member) -> None:
         if member in self.members:
             self.members.remove(member)
+            member.present = False
             self._needed.set()
 
     def _see_to(self, member: Member, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -1,38 +1,31 @@
-"""A worker process of one role: the real sessions, runners, steps and agent, over a simulated consumer.
+"""A worker process of one role: the real sessions, runners, steps and agent, over simulated clients.
 
 Taking folds over and giving them back is the transport driver's own code, borrowed method by method; what Faust and
-aiokafka do around it (fetching, the agent's channel, the process that ends after a failure) is played here.
+aiokafka do around it (the agent's channel, the process that ends after a failure) is played here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import NoOffsetForPartitionError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.session import FoldSpec, Session
-from settler_streams.runtime.step import Records
 from settler_streams.runtime.transport import Consumer
 from settler_streams.workers.folds import FOLDS
 from tests.simulation.clients import SimulatedCluster
 from tests.simulation.network import Process
-from tests.simulation.partitions import READ_COMMITTED
 from tests.simulation.virtual_time import elapse
 
 if TYPE_CHECKING:
     from tests.simulation.broker import Broker
     from tests.simulation.network import Network
 
-BATCH_RECORDS_MAX = 12
-"""Records of one input in one batch at most; mostly fewer, so that a seed has many steps."""
-PATIENCE = 5
-"""An idle fetch lasts so many times longer than it was asked to: it spares most of an idle fold's turns."""
 AGENT_DELAY_S_MAX = 0.03
 
 Report = Callable[[str], None]
@@ -52,6 +45,8 @@ class Member:
     def __init__(self, role: str, process: Process, network: Network, broker: Broker, spec: FoldSpec, report: Report):
         self.process = process
         self.assigned: list[TopicPartition] = []
+        self.present = True
+        """Whether the group still counts it as a member."""
         self.failure: BaseException | None = None
         self.ended = asyncio.Event()
         self.left = False
@@ -71,8 +66,6 @@ class Member:
         self._report = report
         self._runners: dict[int, Any] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._positions: dict[TopicPartition, int] = {}
-        self._generation = 0
         self._channel: asyncio.Queue[Batch] = asyncio.Queue(maxsize=64)
         for _ in range(spec.topology.fold_partitions(role)):
             process.spawn(self._work(FOLDS[role].agent))
@@ -93,15 +86,12 @@ class Member:
         self.ended.set()
 
     async def revoke(self) -> None:
-        """A rebalance begins: end what is under way; the consumer forgets where it stood."""
+        """A rebalance begins: end what is under way."""
+        self.assigned = []
         await self.wait_empty()
-        self._generation += 1
-        self._positions = {}
 
     async def assign(self, tps: list[TopicPartition]) -> None:
         """A rebalance ends."""
-        self._generation += 1
-        self._positions = {}
         self.assigned = tps
         await self.assign_folds(tps)
 
@@ -115,55 +105,14 @@ class Member:
             self.left = True
             self.process.crash()
 
-    async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        """The runner says where its session stands."""
-        generation = self._generation
+    async def is_assigned(self, partition: int) -> bool:
+        """The group's answer, which takes its time: what it says was so when it was said."""
+        await self.process.gate()
+        await elapse(self._network.latency_s())
+        assigned = self.present and any(tp.partition == partition for tp in self.assigned)
         await elapse(self._network.latency_s())
         await self.process.gate()
-        if generation == self._generation:
-            self._positions.update(positions)
-
-    async def fetch(self, tps: frozenset[TopicPartition], wait_s: float) -> Records:
-        """What has arrived: some of it, of some of the inputs, in any order of the inputs."""
-        generation, wanted = self._generation, sorted(tps)
-        await self.process.gate()
-        for tp in wanted:
-            if tp not in self._positions:
-                await elapse(self._network.latency_s())
-                self._positions.setdefault(tp, self._committed(tp))
-        deadline_s = asyncio.get_running_loop().time() + PATIENCE * wait_s
-        while generation == self._generation and not self._behind(wanted):
-            if (left_s := deadline_s - asyncio.get_running_loop().time()) <= 0:
-                return {}
-            await self._broker.until_changed(wanted, left_s)
-        await elapse(self._network.latency_s())
-        await self.process.gate()
-        if generation != self._generation:
-            return {}
-        return self._taken(wanted)
-
-    def _behind(self, tps: list[TopicPartition]) -> bool:
-        return any(self._broker.partition(tp).has_records(self._positions[tp]) for tp in tps)
-
-    def _committed(self, tp: TopicPartition) -> int:
-        committed = self._broker.offsets.get((self.app.conf.id, tp))
-        if committed is None:
-            raise NoOffsetForPartitionError(tp)
-        return committed
-
-    def _taken(self, tps: list[TopicPartition]) -> Records:
-        random = self._network.random
-        random.shuffle(tps)
-        found = {}
-        for tp in tps:
-            if random.random() < 0.8:
-                most = random.randint(1, BATCH_RECORDS_MAX)
-                records, self._positions[tp] = self._broker.partition(tp).read(
-                    self._positions[tp], READ_COMMITTED, most
-                )
-                if records:
-                    found[tp] = records
-        return found
+        return assigned
 
     async def _deliver(self, batch: Batch) -> None:
         await self.process.gate()

@@ -208,24 +208,26 @@ def an_uncommitted_changelog_is_loaded(patch: Patch) -> None:
 
 @mutant
 def tombstones_of_the_changelog_ignored(patch: Patch) -> None:
-    load = Overlay.load
+    load = Overlay.load_changelog
 
-    def loading(self: Overlay, key: str, value: Any) -> None:
-        if value is not None or self.changes:
-            load(self, key, value)
+    def loading(self: Overlay, codec: Any, records: Any) -> None:
+        load(self, codec, [record for record in records if record.value is not None])
 
-    patch.setattr(Overlay, "load", loading)
+    patch.setattr(Overlay, "load_changelog", loading)
 
 
 @mutant
-def a_fold_that_reads_on_where_the_consumer_believes(patch: Patch) -> None:
-    """After a rebalance it does not seek its session's position."""
+def a_batch_that_a_rebalance_took_back_is_forgotten(patch: Patch) -> None:
+    """Its reader has moved on behind it."""
 
-    def resume(self: FoldRunner) -> None:
-        self._positioned = True
-        self._flow.set()
+    async def process(self: FoldRunner, records: Any) -> None:
+        await self._flow.wait()
+        batch = self._batch = Batch(self.session, self.partition, records)
+        await self._deliver(batch)
+        await batch.finished
+        self._batch = None
 
-    patch.setattr(FoldRunner, "resume", resume)
+    patch.setattr(FoldRunner, "_process", process)
 
 
 @mutant
