@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 import pytest_asyncio
-from aiokafka.admin import RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
@@ -144,10 +144,10 @@ async def test_an_opening_that_a_newer_owner_overtakes_is_fenced(log: KafkaLog, 
     overtaken = Session(spec, partition)
     check_topics = overtaken._check_topics
 
-    async def overtake(stored: Mapping[str, str]) -> None:
+    async def overtake(client: AIOKafkaAdminClient, stored: Mapping[str, str]) -> None:
         owner = await opened(partition)
         await fold(owner, await arrived(log, owner))
-        await check_topics(stored)
+        await check_topics(client, stored)
 
     overtaken._check_topics = overtake  # type: ignore[method-assign]
     with pytest.raises(FencedError, match="while this one was opening"):
