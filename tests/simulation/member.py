@@ -129,7 +129,8 @@ class Member:
         await self.process.gate()
         for tp in wanted:
             if tp not in self._positions:
-                self._positions[tp] = self._committed(tp)
+                await elapse(self._network.latency_s())
+                self._positions.setdefault(tp, self._committed(tp))
         deadline_s = asyncio.get_running_loop().time() + PATIENCE * wait_s
         while generation == self._generation and not self._behind(wanted):
             if (left_s := deadline_s - asyncio.get_running_loop().time()) <= 0:

@@ -17,6 +17,7 @@ from settler_streams.core.dedup import SeenWindow
 from settler_streams.core.leases import Roster
 from settler_streams.errors import UnavailableError
 from settler_streams.ids import PLATFORM
+from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.outputs import Outputs
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.runner import FoldRunner
@@ -217,11 +218,24 @@ def tombstones_of_the_changelog_ignored(patch: Patch) -> None:
 
 
 @mutant
-def a_rebalance_that_does_not_wait_for_the_step(patch: Patch) -> None:
-    async def pause(self: FoldRunner) -> None:
-        self._flow.clear()
+def a_fold_that_reads_on_where_the_consumer_believes(patch: Patch) -> None:
+    """After a rebalance it does not seek its session's position."""
 
-    patch.setattr(FoldRunner, "pause", pause)
+    def resume(self: FoldRunner) -> None:
+        self._positioned = True
+        self._flow.set()
+
+    patch.setattr(FoldRunner, "resume", resume)
+
+
+@mutant
+def a_fold_that_begins_a_second_step_beside_the_first(patch: Patch) -> None:
+    """It reads on while the batch before is still under way."""
+
+    async def process(self: FoldRunner, records: Any) -> None:
+        await self._deliver(Batch(self.session, self.partition, records))
+
+    patch.setattr(FoldRunner, "_process", process)
 
 
 @mutant
