@@ -26,6 +26,7 @@ from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Step
 from tests.simulation.broker import Broker, Producer
 from tests.simulation.clients import Consumer, SimulatedCluster
+from tests.simulation.member import Member
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
@@ -218,14 +219,44 @@ def tombstones_of_the_changelog_ignored(patch: Patch) -> None:
 
 
 @mutant
-def a_fold_that_reads_on_where_the_consumer_believes(patch: Patch) -> None:
-    """After a rebalance it does not seek its session's position."""
+def a_reader_that_begins_where_the_log_ends(patch: Patch) -> None:
+    """It seeks no position, so the client takes the newest records."""
+    load = Session._load
 
-    def resume(self: FoldRunner) -> None:
-        self._positioned = True
-        self._flow.set()
+    async def loading(self: Session) -> None:
+        await load(self)
+        for tp, end in (await self._consumer.end_offsets(list(self.positions))).items():  # type: ignore[union-attr]
+            self._consumer.seek(tp, end)  # type: ignore[union-attr]
 
-    patch.setattr(FoldRunner, "resume", resume)
+    patch.setattr(Session, "_load", loading)
+
+
+@mutant
+def a_batch_that_a_rebalance_takes_back_is_forgotten(patch: Patch) -> None:
+    """The fold stays with its worker and reads on behind it."""
+
+    async def process(self: FoldRunner, records: Any) -> None:
+        batch = self._batch = Batch(self.session, self.partition, records)
+        await self._deliver(batch)
+        await batch.finished
+        self._batch = None
+
+    patch.setattr(FoldRunner, "_process", process)
+
+
+@mutant
+def an_opening_that_does_not_ask_for_its_assignment(patch: Patch) -> None:
+    async def at_once(_self: FoldRunner) -> None: ...
+
+    patch.setattr(FoldRunner, "_until_assigned", at_once)
+
+
+@mutant
+def an_opening_that_outlasts_its_assignment(patch: Patch) -> None:
+    async def wait_empty(self: Member) -> None:
+        await asyncio.gather(*(runner.pause() for runner in self._runners.values()))
+
+    patch.setattr(Member, "wait_empty", wait_empty)
 
 
 @mutant

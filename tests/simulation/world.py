@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from random import Random
 from typing import Any
 
@@ -74,6 +75,8 @@ class World:
     violations: list[str] = field(default_factory=list)
     crashes: list[BaseException] = field(default_factory=list)
     virtual_s: float = 0.0
+    states: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    """What the sessions hold at the end, by role and partition."""
 
     def __post_init__(self) -> None:
         self.random = Random(f"{self.seed}/world")  # noqa: S311 - repeatable on purpose
@@ -116,6 +119,7 @@ class World:
         for executor in self.executors:
             executor.stop()
         await self._until(self._all_is_consumed, "inputs are never consumed")
+        await self._rest()
         self.crashes = [error for group in self.groups.values() for error in group.failures]
         self.violations += [f"a worker ended with {e!r}" for e in self.crashes if not isinstance(e, EXPECTED)]
         self.virtual_s = asyncio.get_running_loop().time()
@@ -225,6 +229,27 @@ class World:
                 self.violations.append(otherwise)
                 return
             await elapse(CHECK_S)
+
+    async def _rest(self) -> None:
+        """Every fold is open in one worker, and waits for nothing; what it holds is noted in ``states``."""
+        deadline_s = asyncio.get_running_loop().time() + DRAINED_S_MAX
+        while restless := [role for role in self.roles if not await self._is_at_rest(role)]:
+            if asyncio.get_running_loop().time() > deadline_s:
+                self.violations.append(f"folds of {restless} never come to rest")
+                return
+            await elapse(CHECK_S)
+        for role in self.roles:
+            for member in self.groups[role].members:
+                self.states |= {(role, number): dict(state.committed) for number, state in member.open_states().items()}
+
+    async def _is_at_rest(self, role: str) -> bool:
+        members = list(self.groups[role].members)
+        if any(member.ended.is_set() for member in members):
+            return False
+        standings = [await member.standings() for member in members]
+        folds = sorted(number for member in members for number in member.open_folds())
+        waits = any(standing.waits for standing in chain.from_iterable(s.values() for s in standings))
+        return not waits and folds == list(range(TOPOLOGY.fold_partitions(role)))
 
     def _all_jobs_have_ended(self) -> bool:
         return (
