@@ -245,9 +245,16 @@ class Session:
 
         Raises:
             UnavailableError: they cannot be read.
+            FencedError: another owner has taken over, and retention has cut what it has read since.
+            StateError: the log does not hold the position any more.
         """
-        with kafka_errors(self.id):
-            return await self._reader.fetch(wait_s)
+        try:
+            with kafka_errors(self.id):
+                return await self._reader.fetch(wait_s)
+        except StateError as error:
+            if await self._is_fenced():
+                raise FencedError(f"{self.id}: a newer owner has read on, and the log was cut behind it") from error
+            raise
 
     async def backlog(self) -> tuple[list[int], bool]:
         """The offsets that are read next, and whether the broker, asked now, holds records there.

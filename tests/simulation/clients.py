@@ -156,9 +156,7 @@ class Consumer:
                     return True
         return False
 
-    def _something_now(
-        self, records_max: int
-    ) -> tuple[Records, dict[TopicPartition, int], dict[TopicPartition, int]]:
+    def _something_now(self, records_max: int) -> tuple[Records, dict[TopicPartition, int], dict[TopicPartition, int]]:
         """Records, the positions after them, and the last stable offsets."""
         random = self._cluster.network.random
         readable = self._readable()

@@ -40,7 +40,15 @@ _ELSEWHERE = {
     "heartbeat": (*_ANYWHERE, Fate.FAILED),
 }
 
-HAZARD = {"commit": 0.12, "offsets": 0.05, "produce": 0.02, "init": 0.05, "load": 0.01, "fetch": 0.004, "heartbeat": 0.05}
+HAZARD = {
+    "commit": 0.12,
+    "offsets": 0.05,
+    "produce": 0.02,
+    "init": 0.05,
+    "load": 0.01,
+    "fetch": 0.02,
+    "heartbeat": 0.05,
+}
 """How likely a request of each kind meets a fault; a transaction has one commit and several produces."""
 HAZARD_ELSEWHERE = 0.008
 FAULTS_MAX = 8

@@ -91,6 +91,7 @@ class World:
         self.groups: dict[str, Group] = {}
         self.executors: list[Executor] = []
         self._tasks: list[asyncio.Task[Any]] = []
+        self._router = Router(TOPOLOGY)
         self._processes = 0
         self._ticks = 0
 
@@ -100,8 +101,7 @@ class World:
 
     async def live(self) -> World:
         """Run the seed."""
-        for declared in TOPOLOGY.declared(DEPLOYMENT):
-            self.broker.create_topic(declared.topic, declared.partitions, BROKER_BYTES_MAX)
+        self.create_topics()
         for role in self.roles:
             self._found(role)
         for number in range(2):
@@ -124,6 +124,11 @@ class World:
         self.violations += [f"a worker ended with {e!r}" for e in self.crashes if not isinstance(e, EXPECTED)]
         self.virtual_s = asyncio.get_running_loop().time()
         return self
+
+    def create_topics(self) -> None:
+        """Every topic, empty."""
+        for declared in TOPOLOGY.declared(DEPLOYMENT):
+            self.broker.create_topic(declared.topic, declared.partitions, BROKER_BYTES_MAX)
 
     async def recreate(self, topic: str, role: str) -> list[str]:
         """Delete an input, make it again, fill it, and wait; what the workers of ``role`` have ended with since.
@@ -159,7 +164,7 @@ class World:
         declared = TOPOLOGY.fold(role)
         inputs = tuple(self.name(topic) for topic in declared.inputs)
         partitions = TOPOLOGY.fold_partitions(role)
-        group = Group(inputs, partitions, partial(self._worker, role), self.random, self.faults)
+        group = Group(inputs, partitions, partial(self.new_worker, role), self.random, self.faults)
         self.groups[role] = group
         for _ in range(2 if role in ("admission", "scheduler") else 1):
             group.join()
@@ -169,7 +174,8 @@ class World:
         if not task.cancelled():
             self.violations.append(f"a rebalance failed: {task.exception()!r}")
 
-    def _worker(self, role: str) -> Member:
+    def new_worker(self, role: str) -> Member:
+        """A worker process, which belongs to no group yet."""
         self._processes += 1
         process = Process(f"{role}-{self._processes}")
         fold = FOLDS[role]
@@ -180,7 +186,7 @@ class World:
             deployment=DEPLOYMENT,
             kinds=fold.kinds,
             new_logic=lambda state, partition: fold.new_logic(state, partition, TOPOLOGY),
-            router=ROUTER,
+            router=self._router,
         )
         return member_of(role, process, self.network, self.broker, spec, self.violations.append)
 
@@ -246,7 +252,10 @@ class World:
         members = list(self.groups[role].members)
         if any(member.ended.is_set() for member in members):
             return False
-        standings = [await member.standings() for member in members]
+        try:
+            standings = [await member.standings() for member in members]
+        except (KafkaError, UnavailableError):  # it ends while it is asked; its successor is asked next time
+            return False
         folds = sorted(number for member in members for number in member.open_folds())
         waits = any(standing.waits for standing in chain.from_iterable(s.values() for s in standings))
         return not waits and folds == list(range(TOPOLOGY.fold_partitions(role)))
@@ -284,9 +293,6 @@ class World:
             if self.broker.partition(tp).has_records(position):
                 return False
         return True
-
-
-ROUTER = Router(TOPOLOGY)
 
 
 def simulate(seed: int) -> World:
