@@ -49,8 +49,8 @@ async def test_a_fold_that_is_reading_notices_that_its_input_is_gone(settings: S
     """Its client would ask again and again, and read on at the old position in whatever gets the name next."""
     log = KafkaLog(settings, counter.TOPOLOGY)
     await log.create()
-    await log.append("usage-events", 0, [usage(tenant_in(0))])
-    session = Session(spec_of(log), 0)
+    await log.append("usage-events", 1, [usage(tenant_in(1))])
+    session = Session(spec_of(log), 1)
     await session.open()
     await fold(session, await arrived(log, session))
     await deleted(settings, log.full("usage-events"))

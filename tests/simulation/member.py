@@ -104,6 +104,12 @@ class Member:
             task.cancel()
         self.ended.set()
 
+    def lags(self, broker: Broker) -> bool:
+        """Whether Kafka has committed what one of the sessions does not know yet."""
+        group = self.app.conf.id
+        positions = [at for runner in self._runners.values() for at in runner.session.positions.items()]
+        return any(broker.offsets.get((group, tp), position) != position for tp, position in positions)
+
     async def revoke(self) -> None:
         """A rebalance begins: end what is under way. What goes on opening could fence the fold's next owner."""
         opening = sum(runner.session.opening for runner in self._runners.values())

@@ -1,4 +1,4 @@
-"""The consumer that makes a worker a member of its group: it reads nothing, and asks the group whether it still counts."""
+"""The consumer that makes a worker a member of its group: it reads nothing, and asks whether it still counts there."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ REPLAYED_EVERY = 100
 VIOLATIONS_SHOWN = 10
 SEEDS_THAT_MEET_EVERYTHING = 500
 AWAITED = ("heartbeat", "init", "load", "fetch", "produce", "offsets", "commit")
-"""The requests of an opening, of reading and of a step, each of which must meet death and sleep, before it and after it."""
+"""The requests of an opening, of reading and of a step; each must meet death and sleep, before it and after it."""
 ROOT = Path(__file__).parents[2]
 
 

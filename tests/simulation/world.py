@@ -239,26 +239,34 @@ class World:
     async def _rest(self) -> None:
         """Every fold is open in one worker, and waits for nothing; what it holds is noted in ``states``."""
         deadline_s = asyncio.get_running_loop().time() + DRAINED_S_MAX
-        while restless := [role for role in self.roles if not await self._is_at_rest(role)]:
+        while not (await self._nothing_waits() and self._note_states()):
             if asyncio.get_running_loop().time() > deadline_s:
-                self.violations.append(f"folds of {restless} never come to rest")
+                self.violations.append("folds never come to rest")
                 return
             await elapse(CHECK_S)
-        for role in self.roles:
-            for member in self.groups[role].members:
-                self.states |= {(role, number): dict(state.committed) for number, state in member.open_states().items()}
 
-    async def _is_at_rest(self, role: str) -> bool:
-        members = list(self.groups[role].members)
-        if any(member.ended.is_set() for member in members):
-            return False
+    async def _nothing_waits(self) -> bool:
+        """Whether the workers say so, of whom the watchdog would ask the same."""
         try:
-            standings = [await member.standings() for member in members]
+            standings = [await member.standings() for group in self.groups.values() for member in list(group.members)]
         except (KafkaError, UnavailableError):  # it ends while it is asked; its successor is asked next time
             return False
-        folds = sorted(number for member in members for number in member.open_folds())
-        waits = any(standing.waits for standing in chain.from_iterable(s.values() for s in standings))
-        return not waits and folds == list(range(TOPOLOGY.fold_partitions(role)))
+        return not any(standing.waits for standing in chain.from_iterable(s.values() for s in standings))
+
+    def _note_states(self) -> bool:
+        """Look at one moment: False if something has come up since, or a commit has not reached its session yet."""
+        self.states = {}
+        members = [(role, member) for role in self.roles for member in self.groups[role].members]
+        for role, member in members:
+            for number, state in member.open_states().items():
+                self.states[role, number] = dict(state.committed)
+        folds = [(role, number) for role in self.roles for number in range(TOPOLOGY.fold_partitions(role))]
+        opened = sorted((role, number) for role, member in members for number in member.open_folds())
+        return (
+            opened == sorted(folds)
+            and self._all_is_consumed()
+            and not any(member.ended.is_set() or member.lags(self.broker) for _, member in members)
+        )
 
     def _all_jobs_have_ended(self) -> bool:
         return (
