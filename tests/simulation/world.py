@@ -88,7 +88,7 @@ class World:
         self.groups: dict[str, Group] = {}
         self.executors: list[Executor] = []
         self._tasks: list[asyncio.Task[Any]] = []
-        self._processes = 0
+        self._processes: list[Process] = []
         self._ticks = 0
 
     def name(self, topic: str) -> str:
@@ -139,6 +139,11 @@ class World:
         await elapse(RECREATED_S)
         return [str(error) for error in group.failures[before:]]
 
+    def end(self) -> None:
+        """Nobody does anything any more."""
+        for process in self._processes:
+            process.crash()
+
     def written_by(self, role: str, *, except_in: str) -> int:
         """How many records a role has committed to other topics than one."""
         own = f"{DEPLOYMENT}.{role}-"
@@ -166,8 +171,8 @@ class World:
             self.violations.append(f"a rebalance failed: {task.exception()!r}")
 
     def _worker(self, role: str) -> Member:
-        self._processes += 1
-        process = Process(f"{role}-{self._processes}")
+        process = Process(f"{role}-{len(self._processes) + 1}")
+        self._processes.append(process)
         fold = FOLDS[role]
         spec = FoldSpec(
             declared=TOPOLOGY.fold(role),
@@ -266,4 +271,10 @@ ROUTER = Router(TOPOLOGY)
 
 def simulate(seed: int) -> World:
     """Run one seed in virtual time."""
-    return run(World(seed).live())
+
+    async def lived() -> World:
+        world = await World(seed).live()
+        world.end()
+        return world
+
+    return run(lived())
