@@ -132,8 +132,10 @@ class Session:
             await self.close()
             raise UnavailableError(f"{self.id}: could not take over the fold: {error!r}") from error
         except StateError as error:
-            overtaken = await self._is_fenced()
-            await self.close()
+            try:
+                overtaken = await self._is_fenced()
+            finally:
+                await self.close()
             if overtaken:
                 raise FencedError(f"{self.id}: a newer owner took over while this one was opening") from error
             raise

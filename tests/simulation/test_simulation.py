@@ -86,7 +86,7 @@ def test_a_seed_repeats_itself_in_another_process() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=100,
     ).stdout
     assert printed.split()[-1] == simulate(3).broker.digest()
 
@@ -118,4 +118,5 @@ async def made_again(world: World) -> tuple[list[str], int]:
     assert violations_of(world) == []
     before = world.written_by("admission", except_in="job-requests")
     errors = await world.recreate("job-requests", "admission")
+    world.end()
     return errors, world.written_by("admission", except_in="job-requests") - before

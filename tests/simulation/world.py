@@ -91,8 +91,12 @@ class World:
         self.groups: dict[str, Group] = {}
         self.executors: list[Executor] = []
         self._tasks: list[asyncio.Task[Any]] = []
+<<<<<<< HEAD
         self._router = Router(TOPOLOGY)
         self._processes = 0
+=======
+        self._processes: list[Process] = []
+>>>>>>> 4135e420f1586ee076310775a056376c1d3c69b8
         self._ticks = 0
 
     def name(self, topic: str) -> str:
@@ -148,6 +152,11 @@ class World:
         await elapse(RECREATED_S)
         return [str(error) for error in group.failures[before:]]
 
+    def end(self) -> None:
+        """Nobody does anything any more."""
+        for process in self._processes:
+            process.crash()
+
     def written_by(self, role: str, *, except_in: str) -> int:
         """How many records a role has committed to other topics than one."""
         own = f"{DEPLOYMENT}.{role}-"
@@ -174,10 +183,16 @@ class World:
         if not task.cancelled():
             self.violations.append(f"a rebalance failed: {task.exception()!r}")
 
+<<<<<<< HEAD
     def new_worker(self, role: str) -> Member:
         """A worker process, which belongs to no group yet."""
         self._processes += 1
         process = Process(f"{role}-{self._processes}")
+=======
+    def _worker(self, role: str) -> Member:
+        process = Process(f"{role}-{len(self._processes) + 1}")
+        self._processes.append(process)
+>>>>>>> 4135e420f1586ee076310775a056376c1d3c69b8
         fold = FOLDS[role]
         spec = FoldSpec(
             declared=TOPOLOGY.fold(role),
@@ -305,4 +320,10 @@ class World:
 
 def simulate(seed: int) -> World:
     """Run one seed in virtual time."""
-    return run(World(seed).live())
+
+    async def lived() -> World:
+        world = await World(seed).live()
+        world.end()
+        return world
+
+    return run(lived())
