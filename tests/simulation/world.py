@@ -91,12 +91,8 @@ class World:
         self.groups: dict[str, Group] = {}
         self.executors: list[Executor] = []
         self._tasks: list[asyncio.Task[Any]] = []
-<<<<<<< HEAD
         self._router = Router(TOPOLOGY)
-        self._processes = 0
-=======
         self._processes: list[Process] = []
->>>>>>> 4135e420f1586ee076310775a056376c1d3c69b8
         self._ticks = 0
 
     def name(self, topic: str) -> str:
@@ -183,16 +179,10 @@ class World:
         if not task.cancelled():
             self.violations.append(f"a rebalance failed: {task.exception()!r}")
 
-<<<<<<< HEAD
     def new_worker(self, role: str) -> Member:
         """A worker process, which belongs to no group yet."""
-        self._processes += 1
-        process = Process(f"{role}-{self._processes}")
-=======
-    def _worker(self, role: str) -> Member:
         process = Process(f"{role}-{len(self._processes) + 1}")
         self._processes.append(process)
->>>>>>> 4135e420f1586ee076310775a056376c1d3c69b8
         fold = FOLDS[role]
         spec = FoldSpec(
             declared=TOPOLOGY.fold(role),
