@@ -135,8 +135,10 @@ class Session:
             await self.close()
             raise UnavailableError(f"{self.id}: could not take over the fold: {error!r}") from error
         except StateError as error:
-            overtaken = await self._is_fenced()
-            await self.close()
+            try:
+                overtaken = await self._is_fenced()
+            finally:
+                await self.close()
             if overtaken:
                 raise FencedError(f"{self.id}: a newer owner took over while this one was opening") from error
             raise
@@ -260,9 +262,16 @@ class Session:
 
         Raises:
             UnavailableError: they cannot be read.
+            FencedError: another owner has taken over, and retention has cut what it has read since.
+            StateError: the log does not hold the position any more.
         """
-        with kafka_errors(self.id):
-            return await self._reader.fetch(wait_s)
+        try:
+            with kafka_errors(self.id):
+                return await self._reader.fetch(wait_s)
+        except StateError as error:
+            if await self._is_fenced():
+                raise FencedError(f"{self.id}: a newer owner has read on, and the log was cut behind it") from error
+            raise
 
     async def backlog(self) -> tuple[list[int], bool]:
         """The offsets that are read next, and whether the broker, asked now, holds records there.

@@ -1,7 +1,7 @@
-"""A worker process of one role: the real sessions, runners, steps and agent, over simulated clients.
+"""A worker process of one role: the real sessions, runners, steps and agent, over a simulated consumer.
 
-Taking folds over and giving them back is the transport driver's own code, borrowed method by method; what Faust and
-aiokafka do around it (the agent's channel, the process that ends after a failure) is played here.
+Taking folds over, giving them back and asking for them is the transport driver's own code, borrowed method by method;
+what Faust and aiokafka do around it (the agent's channel, the process that ends after a failure) is played here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from settler_streams.runtime.session import FoldSpec, Session
 from settler_streams.runtime.transport import Consumer
 from settler_streams.workers.folds import FOLDS
 from tests.simulation.clients import SimulatedCluster
+from tests.simulation.membership import Membership
 from tests.simulation.network import Process
 from tests.simulation.virtual_time import elapse
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from tests.simulation.network import Network
 
 AGENT_DELAY_S_MAX = 0.03
+
+HELD_BACK = "opening held back: not assigned"
+GIVEN_UP = "opening given up for a rebalance"
 
 Report = Callable[[str], None]
 
@@ -38,15 +42,15 @@ class Member:
     assign_folds = Consumer.assign_folds
     wait_empty = Consumer.wait_empty
     open_folds = Consumer.open_folds
+    open_states = Consumer.open_states
+    standings = Consumer.standings
     _partitions_of = Consumer._partitions_of
     _drop = Consumer._drop
     _on_runner_done = Consumer._on_runner_done
 
-    def __init__(self, role: str, process: Process, network: Network, broker: Broker, spec: FoldSpec, report: Report):
+    def __init__(self, role: str, process: Process, network: Network, spec: FoldSpec, report: Report):
         self.process = process
-        self.assigned: list[TopicPartition] = []
-        self.present = True
-        """Whether the group still counts it as a member."""
+        self.membership = Membership(spec.cluster)  # type: ignore[arg-type]
         self.failure: BaseException | None = None
         self.ended = asyncio.Event()
         self.left = False
@@ -62,17 +66,32 @@ class Member:
         )
         self._spec = spec
         self._network = network
-        self._broker = broker
         self._report = report
         self._runners: dict[int, Any] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._thread = SimpleNamespace(in_thread=lambda work: work(self.membership))
+        self._granted: set[int] = set()
         self._channel: asyncio.Queue[Batch] = asyncio.Queue(maxsize=64)
         for _ in range(spec.topology.fold_partitions(role)):
             process.spawn(self._work(FOLDS[role].agent))
         process.on_crash.append(self._crashed)
 
     def _new_session(self, partition: int) -> Session:
-        return Session(self._spec, partition)
+        return AskingSession(self._spec, partition, self._check_granted)
+
+    async def is_assigned(self, partition: int) -> bool:
+        """What the driver is told; it must ask again before each opening."""
+        granted = await Consumer.is_assigned(self, partition)  # type: ignore[arg-type]
+        if granted:
+            self._granted.add(partition)
+        else:
+            self._network.faults.count(HELD_BACK)
+        return granted
+
+    def _check_granted(self, partition: int) -> None:
+        if partition not in self._granted:
+            self._report("a fold is opened without asking whether it is still assigned")
+        self._granted.discard(partition)
 
     def fail(self, error: BaseException) -> None:
         """The worker has to stop, as a process with this exit reason would."""
@@ -85,14 +104,23 @@ class Member:
             task.cancel()
         self.ended.set()
 
-    async def revoke(self) -> None:
-        """A rebalance begins: end what is under way."""
-        self.assigned = []
-        await self.wait_empty()
+    def lags(self, broker: Broker) -> bool:
+        """Whether Kafka has committed what one of the sessions does not know yet."""
+        group = self.app.conf.id
+        positions = [at for runner in self._runners.values() for at in runner.session.positions.items()]
+        return any(broker.offsets.get((group, tp), position) != position for tp, position in positions)
 
-    async def assign(self, tps: list[TopicPartition]) -> None:
+    async def revoke(self) -> None:
+        """A rebalance begins: end what is under way. What goes on opening could fence the fold's next owner."""
+        opening = sum(runner.session.opening for runner in self._runners.values())
+        await self.wait_empty()
+        self._network.faults.count(GIVEN_UP, opening)
+        if not all(runner.session.taken for runner in self._runners.values()):
+            self._report("a fold that was not taken in time outlasts its assignment")
+
+    async def assign(self, tps: list[TopicPartition], generation: int) -> None:
         """A rebalance ends."""
-        self.assigned = tps
+        self.membership.assigned(tps, generation)
         await self.assign_folds(tps)
 
     async def stop(self) -> None:
@@ -104,15 +132,6 @@ class Member:
             await asyncio.gather(*(self._drop(partition) for partition in list(self._runners)))
             self.left = True
             self.process.crash()
-
-    async def is_assigned(self, partition: int) -> bool:
-        """The group's answer, which takes its time: what it says was so when it was said."""
-        await self.process.gate()
-        await elapse(self._network.latency_s())
-        assigned = self.present and any(tp.partition == partition for tp in self.assigned)
-        await elapse(self._network.latency_s())
-        await self.process.gate()
-        return assigned
 
     async def _deliver(self, batch: Batch) -> None:
         await self.process.gate()
@@ -134,6 +153,24 @@ class Member:
             await self.process.gate()
             watched.begin(batch)
             yield batch
+
+
+class AskingSession(Session):
+    """A session that says when it begins to open. ``opening``: it has begun, and has not taken its fold yet."""
+
+    def __init__(self, spec: FoldSpec, partition: int, began: Callable[[int], None]) -> None:
+        super().__init__(spec, partition)
+        self._began = began
+        self._has_begun = False
+
+    @property
+    def opening(self) -> bool:
+        return self._has_begun and not self.taken
+
+    async def open(self) -> None:
+        self._began(self.id.partition)
+        self._has_begun = True
+        await super().open()
 
 
 class Watched:
@@ -164,4 +201,4 @@ class Watched:
 def member_of(role: str, process: Process, network: Network, broker: Broker, spec: FoldSpec, report: Report) -> Member:
     """A worker whose sessions reach the broker from ``process``."""
     spec = replace(spec, cluster=SimulatedCluster(broker, network, process))  # type: ignore[arg-type]
-    return Member(role, process, network, broker, spec, report)
+    return Member(role, process, network, spec, report)

@@ -26,6 +26,7 @@ from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Step
 from tests.simulation.broker import Broker, Producer
 from tests.simulation.clients import Consumer, SimulatedCluster
+from tests.simulation.member import Member
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
@@ -208,26 +209,54 @@ def an_uncommitted_changelog_is_loaded(patch: Patch) -> None:
 
 @mutant
 def tombstones_of_the_changelog_ignored(patch: Patch) -> None:
-    load = Overlay.load_changelog
+    load = Overlay.load
 
-    def loading(self: Overlay, codec: Any, records: Any) -> None:
-        load(self, codec, [record for record in records if record.value is not None])
+    def loading(self: Overlay, key: str, value: Any) -> None:
+        if value is not None or self.changes:
+            load(self, key, value)
 
-    patch.setattr(Overlay, "load_changelog", loading)
+    patch.setattr(Overlay, "load", loading)
 
 
 @mutant
-def a_batch_that_a_rebalance_took_back_is_forgotten(patch: Patch) -> None:
-    """Its reader has moved on behind it."""
+def a_reader_that_begins_where_the_log_ends(patch: Patch) -> None:
+    """It seeks no position, so the client takes the newest records."""
+    load = Session._load
+
+    async def loading(self: Session) -> None:
+        await load(self)
+        for tp, end in (await self._consumer.end_offsets(list(self.positions))).items():  # type: ignore[union-attr]
+            self._consumer.seek(tp, end)  # type: ignore[union-attr]
+
+    patch.setattr(Session, "_load", loading)
+
+
+@mutant
+def a_batch_that_a_rebalance_takes_back_is_forgotten(patch: Patch) -> None:
+    """The fold stays with its worker and reads on behind it."""
 
     async def process(self: FoldRunner, records: Any) -> None:
-        await self._flow.wait()
         batch = self._batch = Batch(self.session, self.partition, records)
         await self._deliver(batch)
         await batch.finished
         self._batch = None
 
     patch.setattr(FoldRunner, "_process", process)
+
+
+@mutant
+def an_opening_that_does_not_ask_for_its_assignment(patch: Patch) -> None:
+    async def at_once(_self: FoldRunner) -> None: ...
+
+    patch.setattr(FoldRunner, "_until_assigned", at_once)
+
+
+@mutant
+def an_opening_that_outlasts_its_assignment(patch: Patch) -> None:
+    async def wait_empty(self: Member) -> None:
+        await asyncio.gather(*(runner.pause() for runner in self._runners.values()))
+
+    patch.setattr(Member, "wait_empty", wait_empty)
 
 
 @mutant
