@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from settler_streams.core.matching import Rules
 from settler_streams.ids import TenantId
-from settler_streams.reconciliation.job import Reconciliation, reconcile
+from settler_streams.reconciliation.job import reconcile
+from settler_streams.reconciliation.result import Reconciliation
 from settler_streams.reconciliation.sources import InlineSource
 
 TENANT = TenantId("0197e000-0000-7000-8000-00000000000a")

@@ -15,7 +15,8 @@ from settler_streams.errors import InvalidRequestError
 from settler_streams.ids import TenantId
 from settler_streams.reconciliation import sources
 from settler_streams.reconciliation.currencies import exponent, major_text
-from settler_streams.reconciliation.records import TOTAL_MINOR_MAX, RecordSet, parse_records
+from settler_streams.reconciliation.defects import TOTAL_MINOR_MAX
+from settler_streams.reconciliation.records import RecordSet, parse_records
 from settler_streams.reconciliation.sources import FileSource, InlineSource, Source, read_source
 
 TENANT = TenantId("0197e000-0000-7000-8000-00000000000a")
