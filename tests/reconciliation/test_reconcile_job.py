@@ -15,12 +15,21 @@ from settler_streams.core.matching import Rules
 from settler_streams.errors import InvalidRequestError, StateError
 from settler_streams.ids import TenantId
 from settler_streams.reconciliation import decisions
+from settler_streams.reconciliation import job as job_module
 from settler_streams.reconciliation.generator import RULES, generate
 from settler_streams.reconciliation.job import ReconciliationCancelledError, reconcile
 from settler_streams.reconciliation.records import parse_records
 from settler_streams.reconciliation.report import Report, build_report, check_balance
 from settler_streams.reconciliation.result import Reconciliation
 from settler_streams.reconciliation.sources import FileSource, InlineSource, Source, read_source
+
+
+@pytest.fixture(autouse=True, params=["without tables", "with tables"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sets take the one path, large ones the other; here both have to do everything."""
+    if request.param == "with tables":
+        monkeypatch.setattr(job_module, "SMALL_ROWS_MAX", -1)
+
 
 TENANT = TenantId("0197e000-0000-7000-8000-00000000000a")
 BY_REFERENCE = Rules(keys=("reference",), amount_tolerance_minor=50, date_window_days=3, mode="one_to_many")
