@@ -115,7 +115,7 @@ def rules(draw: st.DrawFn) -> Rules:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ugly_rows(), ugly_rows(), rules(), st.integers(1, 5))
 def test_ugly_sets_have_one_result(
     left: list[dict[str, Any]], right: list[dict[str, Any]], rules: Rules, rows_max: int
@@ -124,7 +124,7 @@ def test_ugly_sets_have_one_result(
         reconcile_both(left, right, rules, rows_max=rows_max)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(crowded_rows(), crowded_rows(), rules(), st.sampled_from([10, 100, 1_000, 10**7]), st.sampled_from([5, 50_000]))
 def test_crowded_sets_have_one_result_under_any_step_limit(
     left: list[dict[str, Any]], right: list[dict[str, Any]], rules: Rules, job_max: int, component_min: int
@@ -136,7 +136,7 @@ def test_crowded_sets_have_one_result_under_any_step_limit(
         reconcile_both(left, right, rules)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ugly_rows())
 def test_ugly_rows_are_read_alike(rows: list[dict[str, Any]]) -> None:
     keys = ("reference", "row")
