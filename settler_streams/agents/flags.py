@@ -24,7 +24,4 @@ async def flags(batches: Batches) -> None:
     """Accept whatever commands have arrived, one transaction per batch."""
     async for batch in batches:
         async with batch.step() as step:
-            for record in step.decode():
-                outcome = step.decide(batch.logic, record)
-                step.apply(outcome)
-                step.publish(outcome)
+            step.fold(batch.logic)

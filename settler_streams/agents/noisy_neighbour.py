@@ -31,7 +31,4 @@ async def noisy_neighbour(batches: Batches) -> None:
     """Sum up, or judge, whatever has arrived, one transaction per batch."""
     async for batch in batches:
         async with batch.step() as step:
-            for record in step.decode():
-                outcome = step.decide(batch.logic, record)
-                step.apply(outcome)
-                step.publish(outcome)
+            step.fold(batch.logic)

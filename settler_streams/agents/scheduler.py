@@ -25,7 +25,4 @@ async def scheduler(batches: Batches) -> None:
     """Schedule after whatever has arrived, one transaction per batch."""
     async for batch in batches:
         async with batch.step() as step:
-            for record in step.decode():
-                outcome = step.decide(batch.logic, record)
-                step.apply(outcome)
-                step.publish(outcome)
+            step.fold(batch.logic)

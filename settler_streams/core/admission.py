@@ -6,7 +6,7 @@ One instance holds one partition's tenants. Its state, by key prefix:
 tenant   what is known of a tenant (from ``tenant-changes``)
 usage    what a tenant and its children have used: bucket, running jobs, this month's count, storage, domains
 job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
-seen     ids of requests and usage events already handled; see :mod:`settler_streams.core.dedup`
+seen     ids of requests and usage events already handled, together; see :mod:`settler_streams.core.dedup`
 flag     flag settings that gate job kinds
 reports  the number of the present round of usage reports
 =======  ==========================================================================================================
@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from settler_streams.core import quotas
-from settler_streams.core.dedup import Seen, SeenWindow
+from settler_streams.core.dedup import SeenIds, SeenWindow
 from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
-from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.job_requests import check_paths, decision_on
 from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
+from settler_streams.core.standings import Standing, Standings
 from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
@@ -39,7 +40,6 @@ from settler_streams.events import (
     Resource,
     TenantAcknowledged,
     TenantChanged,
-    TenantStatus,
     TenantUsage,
     TenantWeighted,
     UsageRecorded,
@@ -47,10 +47,8 @@ from settler_streams.events import (
 from settler_streams.ids import TenantId, partition_of
 from settler_streams.tiers import Tiers
 
-CHAIN_DEPTH_MAX = 8
-"""Levels from a tenant to its root; the tenant service allows no more."""
-JOB_KINDS = frozenset({"reconciliation", "reconciliation-preview"})
-"""What executors can run. The flag ``jobs.<kind>`` switches a kind off."""
+FLAG_OF = {kind: f"jobs.{kind}" for kind in ("reconciliation", "reconciliation-preview")}
+"""What executors can run, and the flag that switches a kind off."""
 DEFAULT_COST_US = 200_000
 """Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
 
@@ -64,7 +62,7 @@ class AdmissionPolicy:
     pools: int
 
 
-class Admission:
+class Admission(FoldLogic):
     """The admission fold of one partition."""
 
     kinds: ClassVar[dict[str, type[Value]]] = {
@@ -72,7 +70,7 @@ class Admission:
         "tenant": Tenant,
         "usage": Usage,
         "job": Reservation,
-        "seen": Seen,
+        "seen": SeenIds,
         "flag": FlagSetting,
         "reports": Reports,
     }
@@ -80,7 +78,7 @@ class Admission:
     def __init__(self, state: State, policy: AdmissionPolicy) -> None:
         self._state = state
         self._policy = policy
-        self._limits: dict[TenantId, tuple[int, Limits]] = {}
+        self._standings = Standings(state, policy.tiers)
         self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
         self._open_jobs = sum(1 for key in state if key.startswith("job/"))
         self._seen = SeenWindow(state)
@@ -116,25 +114,31 @@ class Admission:
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event = record.event
         check_paths(request)
-        tenant = self._tenant_of(record)
-        if self._seen.repeated(record) or self._is_open(record):
+        standing = self._standings.of(event.tenantid, record.key)
+        if self._seen.repeated(record, now_ms) or self._is_open(record):
             return NOTHING
-        changes = self._seen.remember(record, now_ms)
-        refusal = self._gate(tenant, event.tenantid, request)
+        changes: dict[str, Value | None] = {}
+        refusal: RejectReason | Refusal | None
         signals: list[Emit] = []
-        if tenant is not None and refusal is None:
-            chain = self._chain(event.tenantid, tenant)
-            levels = [self._level(member, now_ms) for member in chain]
+        if standing is None:
+            refusal = RejectReason.UNKNOWN_TENANT
+        elif (refusal := self._gate(standing, request)) is None:
+            levels = self._standings.levels(standing, now_ms)
             usages, refusal = quotas.admit(levels, self._month_of(now_ms), now_ms)
             if refusal is None:
                 self._open_jobs += 1
-                changes[f"job/{event.id}"] = Reservation(event.tenantid, chain, now_ms, event.source)
+                changes[f"job/{event.id}"] = Reservation(event.tenantid, standing.members, now_ms, event.source)
                 signals = self._charge(levels, usages, record.key, changes)
         decided = decision_on(record, request, refusal, now_ms)
         emits = [Emit("job-decisions", decided, event.tenantid, record.key, "decided", event.id)]
         if refusal is None:
             emits.append(self._enqueue(record, request, now_ms))
+        self._seen.remember(record, now_ms)
         return Outcome(changes, (*emits, *signals))
+
+    def settle(self) -> dict[str, Value | None]:
+        """The ids that a step has remembered are stored together."""
+        return self._seen.settle()
 
     def _is_open(self, record: Record) -> bool:
         """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
@@ -142,7 +146,7 @@ class Admission:
         Raises:
             RecordError: ``id-conflict``; the job is another source's or tenant's.
         """
-        reservation = value_of(self._state, f"job/{record.event.id}", Reservation)
+        reservation = value_of(self._state, "job/" + record.event.id, Reservation)
         if reservation is None:
             return False
         if (reservation.source, reservation.tenant) != (record.event.source, record.event.tenantid):
@@ -150,18 +154,14 @@ class Admission:
             raise RecordError("id-conflict", f"the open job {record.event.id} came from {owner}")
         return True
 
-    def _gate(self, tenant: Tenant | None, tenant_id: TenantId, request: JobRequested) -> RejectReason | Refusal | None:
+    def _gate(self, standing: Standing, request: JobRequested) -> RejectReason | None:
         """The reasons to refuse that have nothing to do with how much was used."""
-        if tenant is None:
-            return RejectReason.UNKNOWN_TENANT
-        chain = self._chain(tenant_id, tenant)
-        for member in chain:
-            state = value_of(self._state, f"tenant/{member}", Tenant)
-            if state is None or state.status is not TenantStatus.ACTIVE:
-                return RejectReason.TENANT_SUSPENDED
-        if request.kind not in JOB_KINDS:
+        if not standing.active:
+            return RejectReason.TENANT_SUSPENDED
+        flag = FLAG_OF.get(request.kind)
+        if flag is None:
             return RejectReason.UNSUPPORTED_KIND
-        if not self._flags.evaluate(f"jobs.{request.kind}", chain, request.user_id, default=True).enabled:
+        if not self._flags.evaluate(flag, standing.members, request.user_id, default=True).enabled:
             return RejectReason.FLAG_DISABLED
         if self._open_jobs >= self._policy.open_jobs_max:
             return RejectReason.POOL_FULL
@@ -230,12 +230,12 @@ class Admission:
         return Outcome(changes)
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
-        tenant = self._tenant_of(record)
-        if tenant is None:
+        standing = self._standings.of(record.event.tenantid, record.key)
+        if standing is None:
             raise RecordError("unknown-tenant", f"usage of the unknown tenant {record.event.tenantid}")
-        if self._seen.repeated(record):
+        if self._seen.repeated(record, now_ms):
             return NOTHING
-        levels = [self._level(member, now_ms) for member in self._chain(record.event.tenantid, tenant)]
+        levels = self._standings.levels(standing, now_ms)
         match used.resource:
             case Resource.STORAGE_BYTES:
                 usages = [quotas.record_storage(level.usage, used.quantity) for level in levels]
@@ -243,8 +243,10 @@ class Admission:
                 usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
             case _:
                 levels, usages = [], []  # metered by the noisy-neighbour fold; no quota hangs on it
-        changes = self._seen.remember(record, now_ms)
-        return Outcome(changes, tuple(self._charge(levels, usages, record.key, changes)))
+        changes: dict[str, Value | None] = {}
+        signals = self._charge(levels, usages, record.key, changes)
+        self._seen.remember(record, now_ms)
+        return Outcome(changes, tuple(signals))
 
     def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
         tenant_id = record.event.tenantid
@@ -269,16 +271,16 @@ class Admission:
             dict(changed.quotas),
             changed.burst,
         )
-        limits = Limits.of(tenant, self._policy.tiers)
+        limits = self._standings.limits_of(tenant)
         changes: dict[str, Value | None] = {key: tenant}
         usage = value_of(self._state, f"usage/{tenant_id}", Usage)
         if usage is None:
             usage = quotas.new_usage(limits, now_ms)
         elif current is not None:
-            before = Limits.of(current, self._policy.tiers)
+            before = self._standings.limits_of(current)
             usage = quotas.with_bucket(usage, change_policy(usage.bucket, before.rate, limits.rate, now_ms))
         self._store(tenant_id, usage, changes)
-        self._limits.pop(tenant_id, None)
+        self._standings.forget()
         return Outcome(changes, tuple(self._announce(record, changed.version, limits)))
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
@@ -316,12 +318,13 @@ class Admission:
         """Once a second: forget old ids, and report the usage of tenants that were active since the last tick."""
         emits = []
         for tenant_id in sorted(self._dirty):
-            level = self._level(tenant_id, now_ms)
+            level = self._standings.level(tenant_id, now_ms)
             tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
-            if tenant is not None:
+            if tenant is not None and level is not None:
                 report = self._report(level, now_ms)
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
-        changes = self._seen.forget(now_ms)
+        self._seen.forget(now_ms)
+        changes: dict[str, Value | None] = {}
         if self._dirty:
             self._dirty.clear()
             self._round += 1
@@ -346,35 +349,6 @@ class Admission:
             rate_tokens_used=limits.rate.burst - quotas.tokens_left(usage, limits, now_ms),
             rate_burst=limits.rate.burst,
         )
-
-    def _tenant_of(self, record: Record) -> Tenant | None:
-        """The record's tenant, once it is sure that the key is that tenant's root."""
-        tenant_id = record.event.tenantid
-        tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
-        root = tenant.root_id if tenant is not None else tenant_id
-        if record.key != root:
-            raise RecordError("foreign-tenant", f"the key {record.key[:100]!r} is not the root of tenant {tenant_id}")
-        return tenant
-
-    def _chain(self, tenant_id: TenantId, tenant: Tenant) -> tuple[TenantId, ...]:
-        chain = [tenant_id]
-        while tenant.parent_id is not None and len(chain) < CHAIN_DEPTH_MAX:
-            chain.append(tenant.parent_id)
-            parent = value_of(self._state, f"tenant/{tenant.parent_id}", Tenant)
-            if parent is None:
-                break
-            tenant = parent
-        return tuple(chain)
-
-    def _level(self, tenant_id: TenantId, now_ms: int) -> Level:
-        tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
-        if tenant is None:
-            raise RecordError("unknown-tenant", f"tenant {tenant_id} of the chain is not known")
-        cached = self._limits.get(tenant_id)
-        if cached is None or cached[0] != tenant.version:
-            cached = self._limits[tenant_id] = (tenant.version, Limits.of(tenant, self._policy.tiers))
-        usage = value_of(self._state, f"usage/{tenant_id}", Usage)
-        return Level(tenant_id, cached[1], usage or quotas.new_usage(cached[1], now_ms))
 
     def _month_of(self, now_ms: int) -> tuple[int, int]:
         if not self._month[0] <= now_ms < self._month[1]:

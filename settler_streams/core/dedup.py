@@ -1,73 +1,131 @@
 """Which ids have been handled: a duplicate is the same (source, id) within a stated window.
 
 The window is :data:`SEEN_WINDOW_MS`, or the last :data:`SEEN_MAX` ids of the partition if that is shorter.
+
+In memory each id is known by itself. Stored are the ids of a step together, under ``seen/<number of the first>``: one
+record a step instead of two an id, one when it comes and one when it is forgotten.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
-from settler_streams.core.fold import Record, State, Value, value_of
+from settler_streams.core.fold import Record, State, Value
 from settler_streams.errors import RecordError
 from settler_streams.ids import TenantId
 
 SEEN_WINDOW_MS = 10 * 60_000
 """How long an id is remembered: a producer's retries end long before."""
 SEEN_MAX = 200_000
-"""Ids remembered per partition at most (measured: 73 MB); beyond it the oldest are forgotten first."""
+"""Ids remembered per partition at most; beyond it the oldest are forgotten first."""
+CHUNK_IDS_MAX = 2_000
+"""Ids stored together at most: with the longest of sources, all different, they still fit a quarter of a record."""
 PREFIX = "seen"
+_DIGITS = 16
+
+Owner = tuple[str, TenantId]
+"""A source, and the tenant that it spoke for."""
 
 
-class Seen(Value, frozen=True, array_like=True):
-    """An id that has been handled, and whose it was. ``number`` keeps the order of those of one millisecond."""
+class SeenIds(Value, frozen=True, array_like=True):
+    """Ids that were handled one after another, numbered from ``number`` on.
 
-    source: str
-    tenant: TenantId
-    at_ms: int
+    ``owners`` holds each (source, tenant) once; an entry is the id, the place of its owner, and when it was handled.
+    """
+
     number: int
+    owners: tuple[Owner, ...]
+    entries: tuple[tuple[str, int, int], ...]
 
 
 class SeenWindow:
-    """The ids of one fold. Its values lie in the fold's state under ``seen/``; the order of age is kept here."""
+    """The ids of one fold, in the order of their age."""
 
     def __init__(self, state: State) -> None:
-        self._state = state
-        known = [(value.at_ms, value.number, key) for key, value in state.items() if isinstance(value, Seen)]
-        self._by_age: deque[tuple[int, int, str]] = deque(sorted(known))
+        self._owner_of: dict[str, Owner] = {}
+        self._by_age: deque[tuple[str, int]] = deque()
+        self._chunks: deque[tuple[str, int]] = deque()
+        """The stored chunks: key, and the number of the id after its last."""
+        self._next = 0
+        self._fresh: list[tuple[str, Owner, int]] = []
+        for chunk in sorted((v for v in state.values() if isinstance(v, SeenIds)), key=lambda chunk: chunk.number):
+            self._load(chunk)
 
-    def repeated(self, record: Record) -> bool:
+    def _load(self, chunk: SeenIds) -> None:
+        for event_id, owner, at_ms in chunk.entries:
+            self.forget(at_ms)  # as it was then: an id that was forgotten may have come again
+            self._add(event_id, chunk.owners[owner], at_ms)
+        self._next = chunk.number + len(chunk.entries)
+        self._chunks.append((_key(chunk.number), self._next))
+
+    def repeated(self, record: Record, now_ms: int) -> bool:
         """Whether the record has been handled already.
 
         Raises:
             RecordError: ``id-conflict``; another source or tenant has used this id, so it is not the same event.
         """
-        seen = value_of(self._state, f"{PREFIX}/{record.event.id}", Seen)
-        if seen is None:
-            return False
+        self.forget(now_ms)
         event = record.event
-        if (seen.source, seen.tenant) == (event.source, event.tenantid):
+        owner = self._owner_of.get(event.id)
+        if owner is None:
+            return False
+        if owner == (event.source, event.tenantid):
             return True
         raise RecordError(
             "id-conflict",
-            f"{event.source!r} uses for {event.tenantid} the id {event.id}, used by {seen.source!r} for {seen.tenant}",
+            f"{event.source!r} uses for {event.tenantid} the id {event.id}, used by {owner[0]!r} for {owner[1]}",
         )
 
-    def remember(self, record: Record, now_ms: int) -> dict[str, Value | None]:
-        """The changes that remember this record and forget those that fall out of the window.
+    def remember(self, record: Record, now_ms: int) -> None:
+        """Remember a record that :meth:`repeated` has just called new. Call it when nothing can refuse it any more."""
+        event = record.event
+        owner = (event.source, event.tenantid)
+        self._add(event.id, owner, now_ms)
+        self._fresh.append((event.id, owner, now_ms))
+        self._next += 1
 
-        Call it when nothing can refuse the record any more: what is remembered here has to be stored.
-        """
-        key = f"{PREFIX}/{record.event.id}"
-        number = self._by_age[-1][1] + 1 if self._by_age else 0
-        self._by_age.append((now_ms, number, key))
-        changes = self.forget(now_ms)
-        changes[key] = Seen(record.event.source, record.event.tenantid, now_ms, number)
-        return changes
-
-    def forget(self, now_ms: int) -> dict[str, Value | None]:
-        """The changes that forget the ids whose window has passed, or that the bound pushes out."""
-        changes: dict[str, Value | None] = {}
+    def forget(self, now_ms: int) -> None:
+        """Forget the ids whose window has passed."""
         ages = self._by_age
-        while ages and (ages[0][0] <= now_ms - SEEN_WINDOW_MS or len(ages) > SEEN_MAX):
-            changes[ages.popleft()[2]] = None
+        horizon_ms = now_ms - SEEN_WINDOW_MS
+        while ages and ages[0][1] <= horizon_ms:
+            del self._owner_of[ages.popleft()[0]]
+
+    def settle(self) -> dict[str, Value | None]:
+        """The changes that store what was remembered, and delete what is wholly forgotten."""
+        changes: dict[str, Value | None] = {}
+        fresh, self._fresh = self._fresh, []
+        number = self._next - len(fresh)
+        for start in range(0, len(fresh), CHUNK_IDS_MAX):
+            chunk = _chunk(number + start, fresh[start : start + CHUNK_IDS_MAX])
+            key = _key(chunk.number)
+            changes[key] = chunk
+            self._chunks.append((key, chunk.number + len(chunk.entries)))
+        oldest = self._next - len(self._by_age)
+        while self._chunks and self._chunks[0][1] <= oldest:
+            changes[self._chunks.popleft()[0]] = None
+        if not self._chunks:
+            self._next = 0  # as a new owner would begin, to whom nothing is known
         return changes
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids, oldest first."""
+        return (event_id for event_id, _ in self._by_age)
+
+    def _add(self, event_id: str, owner: Owner, at_ms: int) -> None:
+        ages = self._by_age
+        self._owner_of[event_id] = owner
+        ages.append((event_id, at_ms))
+        if len(ages) > SEEN_MAX:
+            del self._owner_of[ages.popleft()[0]]
+
+
+def _key(number: int) -> str:
+    return f"{PREFIX}/{number:0{_DIGITS}}"
+
+
+def _chunk(number: int, fresh: list[tuple[str, Owner, int]]) -> SeenIds:
+    places: dict[Owner, int] = {}
+    entries = tuple((event_id, places.setdefault(owner, len(places)), at_ms) for event_id, owner, at_ms in fresh)
+    return SeenIds(number, tuple(places), entries)

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import msgspec
 
-from settler_streams.core.dedup import Seen, SeenWindow
+from settler_streams.core.dedup import SeenIds, SeenWindow
 from settler_streams.core.flags import FlagSetting
-from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.errors import RecordError
 from settler_streams.events import FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState
 from settler_streams.ids import PLATFORM
@@ -20,10 +20,10 @@ GLOBAL_KEY = "*"
 """Key of commands and changes that concern every tenant."""
 
 
-class FlagCommands:
+class FlagCommands(FoldLogic):
     """The flags fold of one partition; the only writer of flag changes and flag state."""
 
-    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "flag": FlagSetting, "seen": Seen}
+    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "flag": FlagSetting, "seen": SeenIds}
 
     def __init__(self, state: State, partitions: int) -> None:
         self._state = state
@@ -36,14 +36,13 @@ class FlagCommands:
         if not isinstance(command, FlagCommand):
             raise RecordError("misplaced", f"the flags fold has no use for {record.event.type}")
         _check_scope(record, command)
-        if self._seen.repeated(record):
+        if self._seen.repeated(record, now_ms):
             return NOTHING
         tenant = record.event.tenantid
         key = f"flag/{command.flag}/{tenant}/{command.user_id or ''}"
         current = value_of(self._state, key, FlagSetting)
         setting = _next_setting(command, current, record, now_ms)
-        changes = self._seen.remember(record, now_ms)
-        changes[key] = setting
+        self._seen.remember(record, now_ms)
         emits = [Emit("flag-changes", _change(command, setting), tenant, record.key, "changed", command.flag)]
         state = _state(command, setting)
         state_key = f"{command.flag}|{tenant}|{command.user_id or ''}"
@@ -52,7 +51,11 @@ class FlagCommands:
             Emit("flag-state", state, tenant, state_key, f"state/{partition}", command.flag, partition=partition)
             for partition in everywhere
         ]
-        return Outcome(changes, tuple(emits))
+        return Outcome({key: setting}, tuple(emits))
+
+    def settle(self) -> dict[str, Value | None]:
+        """The ids that a step has remembered are stored together."""
+        return self._seen.settle()
 
 
 def _check_scope(record: Record, command: FlagCommand) -> None:

@@ -74,6 +74,8 @@ class Evaluation:
     version: int = 0
 
 
+_DEFAULT_ON, _DEFAULT_OFF = (Evaluation(default, FlagReason.DEFAULT) for default in (True, False))
+
 SettingKey = tuple[str, TenantId, str | None]
 
 
@@ -88,6 +90,7 @@ class FlagTable:
 
     def __init__(self, settings: Iterable[FlagSetting] = ()) -> None:
         self._settings: dict[SettingKey, FlagSetting] = {}
+        self._named: set[str] = set()
         for setting in settings:
             self.put(setting)
 
@@ -97,6 +100,7 @@ class FlagTable:
         current = self._settings.get(key)
         if current is None or setting.version >= current.version:
             self._settings[key] = setting
+            self._named.add(setting.flag)
 
     def get(self, flag: str, tenant: TenantId, user_id: str | None) -> FlagSetting | None:
         """The setting of exactly this scope."""
@@ -106,8 +110,8 @@ class FlagTable:
         self, flag: str, chain: Sequence[TenantId], user_id: str | None = None, *, default: bool = False
     ) -> Evaluation:
         """Evaluate for the tenant ``chain[0]`` whose parents follow in order; ``default`` holds when nothing is set."""
-        if not self._settings:
-            return Evaluation(default, FlagReason.DEFAULT)
+        if flag not in self._named:
+            return _DEFAULT_ON if default else _DEFAULT_OFF
         scopes: list[tuple[TenantId, str | None]] = [(tenant, None) for tenant in (*chain, PLATFORM)]
         if user_id is not None:
             scopes.insert(0, (chain[0], user_id))

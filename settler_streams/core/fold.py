@@ -8,7 +8,6 @@ raises :class:`~settler_streams.errors.RecordError` the record becomes a dead le
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar
 
 import msgspec
@@ -17,7 +16,7 @@ from settler_streams.events import Envelope, Part
 from settler_streams.ids import TenantId
 
 
-class Value(msgspec.Struct, frozen=True, array_like=True):
+class Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of every stored state value. ``FORMAT`` starts each stored value; one older format is still read."""
 
     FORMAT: ClassVar[int] = 1
@@ -46,8 +45,7 @@ CLOCK_KEY = "clock/"
 """Every fold stores where it stands under this key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One decoded input: the event and where it stood. ``topic`` is the declared name, without prefix.
 
     ``traceparent`` is the W3C trace context of the record's headers; whatever the record leads to carries it on.
@@ -61,8 +59,7 @@ class Record:
     traceparent: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(msgspec.Struct, frozen=True, gc=False):
     """One event to publish. ``key`` is the root tenant (or state key); ``partition`` is given where the topic wants it.
 
     The id is derived from the input's id and ``suffix``: the same input always yields the same outputs. ``traceparent``
@@ -80,11 +77,10 @@ class Emit:
     traceparent: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What one record led to: state values to put (``None`` deletes) and events to publish, in order."""
 
-    changes: Mapping[str, Value | None] = field(default_factory=dict)
+    changes: Mapping[str, Value | None] = msgspec.field(default_factory=dict)
     emits: tuple[Emit, ...] = ()
 
 
@@ -118,3 +114,7 @@ class FoldLogic(Protocol):
             RecordError: the record can never be decided; nothing was changed.
         """
         ...
+
+    def settle(self) -> Mapping[str, Value | None]:
+        """What the records of a step have changed together. Called once, after the last of them."""
+        return {}

@@ -11,8 +11,11 @@ from settler_streams.events import FileRecords, JobDecided, JobRequested, Part, 
 def check_paths(request: JobRequested) -> None:
     """What can be seen of a path without opening it. Where links lead, the executor sees."""
     for records in (request.left, request.right):
-        if isinstance(records, FileRecords) and (records.path.startswith("/") or ".." in records.path.split("/")):
-            raise RecordError("outside-tenant", f"the path {records.path!r} leaves the tenant's directory")
+        if not isinstance(records, FileRecords):
+            continue
+        path = records.path
+        if path.startswith("/") or (".." in path and ".." in path.split("/")):
+            raise RecordError("outside-tenant", f"the path {path!r} leaves the tenant's directory")
 
 
 def decision_on(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import msgspec
 
-from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.neighbours import RESOURCES, NoisePolicy, NoiseVerdict, Usage, Watch, Windows, step
 from settler_streams.errors import RecordError
 from settler_streams.events import (
@@ -57,7 +57,7 @@ class Rounds(Value, frozen=True, array_like=True):
     sent: int
 
 
-class NoisyNeighbour:
+class NoisyNeighbour(FoldLogic):
     """One partition's sums; state keys are ``sum/<window>/<tenant>``, and ``rounds/``."""
 
     kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "sum": WindowSum, "rounds": Rounds}
@@ -171,7 +171,7 @@ class Judged(Value, frozen=True, array_like=True):
     window: int
 
 
-class NoisyDetector:
+class NoisyDetector(FoldLogic):
     """The one place that sees all tenants. State keys: ``partial/…``, ``watch/<resource>/<tenant>``, ``judged/``."""
 
     kinds: ClassVar[dict[str, type[Value]]] = {

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from settler_streams.core.fair_queue import FairQueue
-from settler_streams.core.fold import NOTHING, Emit, FoldClock, Outcome, Record, State, Value, value_of
+from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.leases import EndedLease, ExecutorLease, Roster
 from settler_streams.core.pool_values import Contract, Dispatch, PoolClock, QueuedJob, TenantShare
 from settler_streams.errors import RecordError
@@ -93,7 +93,7 @@ class Lease(Value, frozen=True, array_like=True):
     lease: ExecutorLease
 
 
-class Scheduler:
+class Scheduler(FoldLogic):
     """The scheduler fold of one worker pool."""
 
     kinds: ClassVar[dict[str, type[Value]]] = {

@@ -10,6 +10,7 @@ A test proves on generated documents that both accept and refuse the same ones.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -36,18 +37,20 @@ class Part(BaseModel):
 
     model: ClassVar[type[BaseModel]]
     event_type: ClassVar[str]
+    late: ClassVar[tuple[tuple[str, str], ...]]
+    """Fields whose pattern the struct leaves to whoever decodes it, and the pattern."""
 
 
 def part(cls: type[M]) -> type[M]:
     """Replace a nested value's model by its struct."""
-    return _derive(cls)
+    return _derive(cls, late=False)
 
 
 def event(event_type: str) -> Callable[[type[M]], type[M]]:
     """Replace an event body's model by its struct and register it under ``event_type`` (which ends in its version)."""
 
     def decorate(cls: type[M]) -> type[M]:
-        struct = _derive(cls)
+        struct = _derive(cls, late=True)
         struct.event_type = event_type
         if REGISTRY.setdefault(event_type, struct) is not struct:
             raise TypeError(f"event type declared twice: {event_type}")
@@ -60,8 +63,12 @@ REGISTRY: dict[str, type[Part]] = {}
 """Every event type of the system and its struct."""
 
 
-def _derive(model: type[M]) -> type[M]:
+_ALTERNATIVES = re.compile(r"\^\(([a-z0-9_-]+(?:\|[a-z0-9_-]+)+)\)\$")
+
+
+def _derive(model: type[M], *, late: bool) -> type[M]:
     tag: dict[str, str] = {}
+    patterns: list[tuple[str, str]] = []
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     hints = typing.get_type_hints(model, include_extras=True)
     for name, info in model.model_fields.items():
@@ -69,6 +76,9 @@ def _derive(model: type[M]) -> type[M]:
         if get_origin(hint) is Literal and len(get_args(hint)) == 1:
             tag = {"tag_field": name, "tag": get_args(hint)[0]}
             continue
+        if late and (pattern := plain_pattern(hint)) is not None:
+            patterns.append((name, pattern))
+            hint = str if get_origin(hint) is Annotated else str | None
         if info.default is PydanticUndefined:
             fields.append((name, _annotation(hint)))
         else:
@@ -80,10 +90,12 @@ def _derive(model: type[M]) -> type[M]:
         frozen=True,
         kw_only=True,
         omit_defaults=True,
+        gc=False,  # what JSON can say has no cycles, and collecting them would cost a third of the decoding
         namespace={
             "__doc__": model.__doc__,
             "model": model,
             "event_type": "",
+            "late": tuple(patterns),
             "__get_pydantic_core_schema__": classmethod(lambda _cls, _source, handler: handler(model)),
         },
         **tag,  # type: ignore[arg-type]
@@ -99,6 +111,8 @@ def _annotation(hint: Any) -> Any:
         rules: dict[str, Any] = {"ge": I64_MIN, "le": I64_MAX} if inner is int else {}
         for item in metadata:
             _collect(item, rules)
+        if "oneof" in rules:
+            return Literal[rules["oneof"]]
         if "gt" in rules:
             rules.pop("ge", None)
         if "lt" in rules:
@@ -139,9 +153,32 @@ def _collect(item: Any, rules: dict[str, Any]) -> None:
         case annotated_types.Timezone():
             rules["tz"] = True
         case _:
-            pattern = getattr(item, "pattern", None)
-            if pattern is None:
-                raise TypeError(f"no msgspec rule for the constraint {item!r}")
-            if pattern != NO_NUL:
-                # In Python's dialect `$` also matches before a final line feed; in JSON Schema's and pydantic's not.
-                rules["pattern"] = pattern.removesuffix("$") + r"\Z" if pattern.endswith("$") else pattern
+            _collect_pattern(item, rules)
+
+
+def _collect_pattern(item: Any, rules: dict[str, Any]) -> None:
+    pattern = getattr(item, "pattern", None)
+    if pattern is None:
+        raise TypeError(f"no msgspec rule for the constraint {item!r}")
+    if alternatives := _ALTERNATIVES.fullmatch(pattern):
+        rules["oneof"] = tuple(alternatives[1].split("|"))  # a look-up instead of a call of the pattern
+    elif pattern != NO_NUL:
+        rules["pattern"] = _in_python(pattern)
+
+
+def plain_pattern(hint: Any) -> str | None:
+    """The pattern of a string, or of a string or null, that has no other constraint; None for any other hint."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType) and len(args) == 2 and args[1] is type(None):
+        hint, origin, args = args[0], get_origin(args[0]), get_args(args[0])
+    if origin is not Annotated or args[0] is not str:
+        return None
+    rules: dict[str, Any] = {}
+    for item in args[1:]:
+        _collect(item, rules)
+    return rules["pattern"] if rules.keys() == {"pattern"} else None
+
+
+def _in_python(pattern: str) -> str:
+    """In Python's dialect `$` also matches before a final line feed; in JSON Schema's and pydantic's not."""
+    return pattern.removesuffix("$") + r"\Z" if pattern.endswith("$") else pattern

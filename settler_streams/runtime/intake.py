@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from settler_streams.adapters.kafka.dead_letter_form import size_of
 from settler_streams.errors import RecordError
-from settler_streams.events import Envelope, Part, decode
+from settler_streams.events import REGISTRY, Envelope, Part, decode
 
 if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord
@@ -25,7 +25,7 @@ class Intake:
     """Reads the records of one topology's topics."""
 
     def __init__(self, topology: Topology) -> None:
-        self._types = {topic.name: frozenset(topic.events) for topic in topology.topics}
+        self._types = {topic.name: frozenset(REGISTRY[name] for name in topic.events) for topic in topology.topics}
         self._bytes_max = {topic.name: topic.max_message_bytes for topic in topology.topics}
 
     def event_of(self, topic: str, raw: Raw) -> Envelope[Part]:
@@ -35,11 +35,11 @@ class Intake:
             RecordError: ``oversize``; any reason of :func:`decode`; ``misplaced``, the topic does not carry this type:
                 who may write into one topic must not be able to speak as the writer of another.
         """
-        limit = self._bytes_max[topic]
-        if len(raw.value or b"") > limit:
-            raise RecordError("oversize", f"the record has {len(raw.value)} bytes, {topic} allows {limit}")
-        event = decoded(raw.value)
-        if event.type not in self._types[topic]:
+        value = raw.value
+        if value and len(value) > (limit := self._bytes_max[topic]):
+            raise RecordError("oversize", f"the record has {len(value)} bytes, {topic} allows {limit}")
+        event = decoded(value)
+        if type(event.data) not in self._types[topic]:
             raise RecordError("misplaced", f"{topic} does not carry {event.type}")
         return event
 

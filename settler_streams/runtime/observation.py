@@ -18,25 +18,23 @@ class Observation:
         self._began_s = time.perf_counter()
         self._published: list[tuple[Part, TenantId]] = []
         self._dead_letters: list[str] = []
+        self.outputs = 0
+        """How many events the step publishes."""
 
     def published(self, data: Part, tenant: TenantId) -> None:
         """An event is part of the step."""
-        self._published.append((data, tenant))
+        self.outputs += 1
+        if METRICS.wants(data):
+            self._published.append((data, tenant))
 
     def dead_letter(self, reason: str) -> None:
         """A record was refused."""
         self._dead_letters.append(reason)
 
-    @property
-    def outputs(self) -> int:
-        """How many events the step publishes."""
-        return len(self._published)
-
     def committed(self, records: int, now_ms: int | None = None) -> None:
         """Count it all. ``now_ms`` is the fold's clock, where it has one."""
         METRICS.step_committed(self._role, records, time.perf_counter() - self._began_s)
-        for data, tenant in self._published:
-            METRICS.observe(data, tenant)
+        METRICS.observe_all(self._published)
         for reason in self._dead_letters:
             METRICS.dead_letters.labels(self._role, reason).inc()
         if now_ms is not None:

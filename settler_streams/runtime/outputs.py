@@ -25,7 +25,9 @@ class Outputs:
         headers: list[tuple[str, bytes]],
     ) -> None:
         """Collect one record. ``value`` ``None`` is a tombstone."""
-        batches = self._batches.setdefault((topic, partition), [])
+        batches = self._batches.get((topic, partition))
+        if batches is None:
+            batches = self._batches[topic, partition] = []
         if not batches or batches[-1].append(timestamp=None, key=key, value=value, headers=headers) is None:
             batch = self._producer.create_batch()
             batches.append(batch)

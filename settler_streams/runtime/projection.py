@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import aiokafka
 import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
@@ -63,9 +64,12 @@ class ProjectionSession:
         self.intake = Intake(spec.topology)
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
-        self.producer = spec.cluster.producer(
-            enable_idempotence=True, acks="all", linger_ms=0, max_request_size=4 * 1024 * 1024
-        )
+        self.producer: aiokafka.AIOKafkaProducer | None = None
+        """For dead letters; None where the topology lets the role write none."""
+        if spec.declared.role in spec.topology.topic("dead-letters").writers:
+            self.producer = spec.cluster.producer(
+                enable_idempotence=True, acks="all", linger_ms=0, max_request_size=4 * 1024 * 1024
+            )
 
     async def open(self) -> None:
         """Read the positions from Postgres; store first ones for partitions that were never read.
@@ -75,7 +79,8 @@ class ProjectionSession:
         """
         topics = [self.spec.topic(name) for name in self.spec.declared.inputs]
         tps = [TopicPartition(topic, self.partition) for topic in topics]
-        await self.producer.start()
+        if self.producer is not None:
+            await self.producer.start()
         async with self.spec.cluster.admin() as client:
             self.topic_ids = await topic_ids(client, topics)
         beginnings, ends = await self._bounds(tps)
@@ -106,6 +111,8 @@ class ProjectionSession:
 
     async def close(self) -> None:
         """Stop the producer of dead letters."""
+        if self.producer is None:
+            return
         async with asyncio.timeout(STEP_DEADLINE_S):
             await self.producer.stop()
 
@@ -196,12 +203,15 @@ class ProjectionStep:
 
     async def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         spec = self._session.spec
+        producer = self._session.producer
+        if producer is None:  # a dead letter about a dead letter would come back to the same projection, for ever
+            raise StateError(f"{spec.consumer} cannot project {raw.topic}-{raw.partition}@{raw.offset}: {error}")
         self._observation.dead_letter(error.reason)
         partition = raw.partition % spec.topology.partitions("dead-letters")
         letter = deadletters.letter(raw, spec.declared.role, error, raw.timestamp)
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
-                await self._session.producer.send_and_wait(
+                await producer.send_and_wait(
                     spec.topic("dead-letters"), letter.value, key=letter.key, partition=partition,
                     headers=letter.headers,
                 )  # fmt: skip

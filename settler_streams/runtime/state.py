@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -84,6 +85,14 @@ class Overlay(Mapping[str, Value]):
                 raise KeyError(key)
             return value
         return self._committed[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As for any mapping; written out, since the inherited one costs an exception for each absent key."""
+        changes = self.changes
+        if key in changes:
+            value = changes[key]
+            return default if value is None else value
+        return self._committed.get(key, default)
 
     def __iter__(self) -> Iterator[str]:
         changes = self.changes

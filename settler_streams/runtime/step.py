@@ -44,6 +44,8 @@ STEP_DEADLINE_S = 30.0
 Records = Mapping[TopicPartition, Sequence[Raw]]
 
 _CONTENT_TYPE = ("content-type", CONTENT_TYPE.encode())
+_PLAIN = [_CONTENT_TYPE]
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class Step:
@@ -58,6 +60,9 @@ class Step:
         self._record: Record | None = None
         self._observation = Observation(session.id.role, session.id.partition)
         self.now_ms = session.now_ms
+        self._source = f"/{session.id.deployment}/{session.id.role}"
+        self._time_ms, self._time = -1, _EPOCH
+        """When the last events were made: many of a batch share their millisecond."""
         self._check_positions()
 
     async def __aenter__(self) -> Step:
@@ -79,6 +84,17 @@ class Step:
             await self._abort(failure)
             raise
 
+    def fold(self, logic: FoldLogic) -> None:
+        """Put the whole batch through ``logic``: its changes into the overlay, its events into the transaction."""
+        decide, apply, publish = self.decide, self._session.state.apply, self.publish
+        for record in self.decode():
+            outcome = decide(logic, record)
+            if outcome.changes:
+                apply(outcome.changes)
+            if outcome.emits:
+                publish(outcome)
+        apply(logic.settle())
+
     def decode(self) -> Iterator[Record]:
         """The batch's records in order, decoded.
 
@@ -87,26 +103,32 @@ class Step:
         """
         partition = self._session.id.partition
         prefix = len(self._spec.deployment) + 1
+        home_of, event_of = self._spec.router.home_of, self._session.intake.event_of
         for tp, raws in self._records.items():
             topic = tp.topic[prefix:]
             for raw in raws:
                 self._raw = raw
-                self.now_ms = max(self.now_ms, raw.timestamp)
+                if raw.timestamp > self.now_ms:
+                    self.now_ms = raw.timestamp
                 try:
                     key = key_of(raw)
-                    home = self._spec.router.home_of(topic, key, partition)
+                    home = home_of(topic, key, partition)
                     if home != partition:
-                        if self._spec.topology.forwarder(topic) == self._session.id.role:
-                            self._session.intake.check_size(topic, raw)
-                            self._outputs.add(tp.topic, home, raw.key, raw.value, list(raw.headers))
+                        self._forward(topic, home, raw)
                         continue
-                    event = self._session.intake.event_of(topic, raw)
+                    event = event_of(topic, raw)
                 except RecordError as error:
                     self._dead_letter(raw, error)
                     continue
-                self._record = Record(topic, partition, raw.offset, key, event, traceparent_of(raw))
-                yield self._record
+                record = self._record = Record(topic, partition, raw.offset, key, event, traceparent_of(raw))
+                yield record
         self._raw = self._record = None
+
+    def _forward(self, topic: str, home: int, raw: Raw) -> None:
+        """Put a record of a wrong partition into its own. One of the folds that read the topic does it."""
+        if self._spec.topology.forwarder(topic) == self._session.id.role:
+            self._session.intake.check_size(topic, raw)
+            self._outputs.add(raw.topic, home, raw.key, raw.value, list(raw.headers))
 
     def decide(self, logic: FoldLogic, record: Record) -> Outcome:
         """Ask the core; a record that it cannot decide becomes a dead letter and changes nothing."""
@@ -125,24 +147,31 @@ class Step:
         """Add the decision's events to the transaction; their ids follow from the record in hand."""
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
+        partition_for, routes = self._spec.router.partition_for, self._session.routes
         for emit in outcome.emits:
-            self._spec.router.check_output(self._session.id.role, emit.topic, emit.data.event_type)
-            headers = [_CONTENT_TYPE]
-            if (trace := emit.traceparent or record.traceparent) is not None:
-                headers.append((TRACEPARENT, trace))
+            data, topic, key = emit.data, emit.topic, emit.key
+            full_topic = routes.get((topic, type(data))) or self._route(topic, data)
+            trace = emit.traceparent or record.traceparent
+            headers = _PLAIN if trace is None else [_CONTENT_TYPE, (TRACEPARENT, trace)]
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
             partition = emit.partition
             if partition is None:
-                partition = self._spec.router.partition_for(emit.topic, emit.key)
-            value = self._encode(emit.data, event_id, emit.tenant, emit.subject)
-            self._outputs.add(self._spec.topic(emit.topic), partition, emit.key.encode(), value, headers)
-            self._observation.published(emit.data, emit.tenant)
+                partition = partition_for(topic, key)
+            value = self._encode(data, event_id, emit.tenant, emit.subject)
+            self._outputs.add(full_topic, partition, key.encode(), value, headers)
+            self._observation.published(data, emit.tenant)
+
+    def _route(self, topic: str, data: Part) -> str:
+        """The full name of a topic that this role may write such an event to; found once, and then at hand."""
+        self._spec.router.check_output(self._session.id.role, topic, data.event_type)
+        full = self._session.routes[topic, type(data)] = self._spec.topic(topic)
+        return full
 
     def _encode(self, data: Part, event_id: str, tenant: TenantId, subject: str | None) -> bytes:
-        fold = self._session.id
-        time = dt.datetime.fromtimestamp(self.now_ms / 1000, dt.UTC)
-        source = f"/{fold.deployment}/{fold.role}"
-        return encode(envelope(data, event_id=event_id, source=source, tenant=tenant, time=time, subject=subject))
+        now_ms = self.now_ms
+        if now_ms != self._time_ms:
+            self._time_ms, self._time = now_ms, dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
+        return encode(envelope(data, event_id, self._source, tenant, self._time, subject))
 
     def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         partition = raw.partition % self._spec.topology.partitions("dead-letters")

@@ -63,10 +63,11 @@ class Oracle:
     def _forget(self, now_ms):
         self.seen = [entry for entry in self.seen if entry[2] > now_ms - WINDOW_MS]
 
-    def _repeat(self, record, tenant):
+    def _repeat(self, record, tenant, now_ms):
         account = self.accounts.get(tenant)
         if record.key != (account.config.root_id if account else tenant):
             return "dead foreign-tenant"
+        self._forget(now_ms)
         for event_id, whose, _ in self.seen:
             if event_id == record.event.id:
                 return "nothing" if whose == (record.event.source, tenant) else "dead id-conflict"
@@ -78,7 +79,7 @@ class Oracle:
 
     def requested(self, record, now_ms):
         tenant, request = record.event.tenantid, record.event.data
-        if (answer := self._repeat(record, tenant)) is not None:
+        if (answer := self._repeat(record, tenant, now_ms)) is not None:
             return answer
         if record.event.id in self.open:
             chain, source = self.open[record.event.id]
@@ -126,7 +127,7 @@ class Oracle:
 
     def used(self, record, now_ms):
         tenant, used = record.event.tenantid, record.event.data
-        answer = self._repeat(record, tenant)
+        answer = self._repeat(record, tenant, now_ms)
         if answer == "dead foreign-tenant":
             return answer
         if tenant not in self.accounts:

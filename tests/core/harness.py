@@ -81,7 +81,9 @@ class Fold:
         except RecordError as error:
             self.dead.append((record.offset, error))
             return ()
+        settled = self.logic.settle()
         self.state.apply(outcome.changes)
+        self.state.apply(settled)
         self.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
         self.state.merge()
         ids = [emit.event_id or derived_id(record.event.id, emit.suffix) for emit in outcome.emits]

@@ -379,7 +379,7 @@ def test_a_job_that_is_still_open_is_not_admitted_again_when_its_id_has_been_for
     assert ask(fold, FLAT, "a", source="/one").admitted
     fold.now_ms += 2 * SEEN_WINDOW_MS
     fold.feed(ClockTick(role="admission"))
-    assert f"seen/{uid('a')}" not in fold.state
+    assert list(fold.logic._seen) == []
     assert ask(fold, FLAT, "a", source="/one") is None
     assert ask(fold, FLAT, "a", source="/two") is None
     assert fold.reasons() == ["id-conflict"]
@@ -546,7 +546,7 @@ def test_usage_below_an_unknown_parent_leaves_nothing():
     ask(fold, ORPHAN, "a")
     fold.now_ms += 1
     fold.feed(ClockTick(role="admission"))
-    assert f"seen/{lost.event.id}" not in fold.outcomes[-1].changes, "what was never remembered is not forgotten"
+    assert list(fold.logic._seen) == [uid("a")], "what was never remembered is not forgotten"
 
 
 def test_each_threshold_is_signalled_once_until_use_has_fallen():
@@ -642,6 +642,5 @@ def test_the_bound_on_remembered_ids_forgets_the_oldest_first_also_after_a_resta
         twin.restart()
         for one in (fold, twin):
             ask(one, BIG, f"j{number}")
-        seen = {key for key in fold.state if key.startswith("seen/")}
-        assert seen == {f"seen/{uid(f'j{n}')}" for n in range(max(0, number - 4), number + 1)}
+        assert list(fold.logic._seen) == [uid(f"j{n}") for n in range(max(0, number - 4), number + 1)]
         assert twin.stored() == fold.stored()

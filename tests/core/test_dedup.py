@@ -7,25 +7,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settler_streams.core import dedup
-from settler_streams.core.dedup import SEEN_WINDOW_MS, Seen, SeenWindow
-from settler_streams.core.fold import Outcome
+from settler_streams.core.dedup import SEEN_WINDOW_MS, SeenIds, SeenWindow
+from settler_streams.core.fold import NOTHING, FoldClock, FoldLogic
 from settler_streams.errors import RecordError
 from settler_streams.events import ClockTick
 from tests.core.harness import Fold, uid
 
 
-class Remembering:
+class Remembering(FoldLogic):
     """The smallest fold: it remembers every record, and forgets at each tick."""
 
-    kinds = {"clock": Seen, "seen": Seen}  # noqa: RUF012 - a protocol's class variable
+    kinds = {"clock": FoldClock, "seen": SeenIds}  # noqa: RUF012 - a protocol's class variable
 
     def __init__(self, state):
         self.seen = SeenWindow(state)
 
     def decide(self, record, now_ms):
         if record.event.data.role == "tick":
-            return Outcome(self.seen.forget(now_ms))
-        return Outcome() if self.seen.repeated(record) else Outcome(self.seen.remember(record, now_ms))
+            self.seen.forget(now_ms)
+        elif not self.seen.repeated(record, now_ms):
+            self.seen.remember(record, now_ms)
+        return NOTHING
+
+    def settle(self):
+        return self.seen.settle()
 
 
 def send(fold, number, source="/a"):
@@ -33,7 +38,7 @@ def send(fold, number, source="/a"):
 
 
 def remembered(fold):
-    return {key for key in fold.state if key.startswith("seen/")}
+    return list(fold.logic.seen)
 
 
 def test_the_window_ends_to_the_millisecond():
@@ -41,10 +46,11 @@ def test_the_window_ends_to_the_millisecond():
     send(fold, 1)
     fold.now_ms += SEEN_WINDOW_MS - 1
     fold.feed(ClockTick(role="tick"))
-    assert remembered(fold) == {f"seen/{uid('e1')}"}
+    assert remembered(fold) == [uid("e1")]
     fold.now_ms += 1
     fold.feed(ClockTick(role="tick"))
-    assert remembered(fold) == set()
+    assert remembered(fold) == []
+    assert fold.stored() == {}
 
 
 def test_an_id_of_another_source_is_no_duplicate_but_a_conflict():
@@ -86,9 +92,26 @@ def test_window_and_bound_equal_a_list_kept_by_hand(sequence, most):
                 case ("send", number):
                     send(fold, number)
                     send(twin, number)
+                    kept = [entry for entry in kept if entry[0] > fold.now_ms - SEEN_WINDOW_MS]
                     if number not in [entry[1] for entry in kept]:
                         kept.append((fold.now_ms, number))
-                        kept = [entry for entry in kept if entry[0] > fold.now_ms - SEEN_WINDOW_MS][-most:]
-            assert remembered(fold) == {f"seen/{uid(f'e{number}')}" for _, number in kept}
-            assert len(remembered(fold)) <= most
+                        kept = kept[-most:]
+            assert remembered(fold) == remembered(twin) == [uid(f"e{number}") for _, number in kept]
             assert twin.stored() == fold.stored()
+
+
+def test_the_ids_of_a_step_are_stored_together_and_go_together(monkeypatch):
+    monkeypatch.setattr(dedup, "CHUNK_IDS_MAX", 4)
+    fold = Fold(Remembering)
+    for number in range(10):
+        fold.logic.decide(fold.record(ClockTick(role="event"), event_id=uid(f"e{number}")), fold.now_ms + number)
+    fold.state.apply(fold.logic.settle())
+    fold.state.merge()
+    assert [len(value.entries) for value in fold.state.values()] == [4, 4, 2]
+    twin = Fold(Remembering)
+    twin.state, twin.logic = fold.state, fold.new_logic(fold.state)
+    assert remembered(twin) == [uid(f"e{number}") for number in range(10)]
+    for one in (fold, twin):
+        one.logic.seen.forget(fold.now_ms + 4 + SEEN_WINDOW_MS)
+        assert one.logic.settle() == {"seen/0000000000000000": None}
+        assert remembered(one) == [uid(f"e{number}") for number in range(5, 10)]

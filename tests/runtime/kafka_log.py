@@ -47,8 +47,7 @@ class KafkaLog:
     async def consumer(self, **options: Any) -> AsyncIterator[aiokafka.AIOKafkaConsumer]:
         """A consumer that commits nothing unless asked to."""
         chosen = {"isolation_level": "read_committed", "auto_offset_reset": "none", **options}
-        consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self.settings.kafka_bootstrap_servers,
+        consumer = Cluster.of(self.settings).consumer(
             enable_auto_commit=False,
             fetch_max_wait_ms=50,
             max_partition_fetch_bytes=4 * 1024 * 1024,
@@ -63,9 +62,7 @@ class KafkaLog:
     @asynccontextmanager
     async def producer(self, **options: Any) -> AsyncIterator[aiokafka.AIOKafkaProducer]:
         """A producer."""
-        producer = aiokafka.AIOKafkaProducer(
-            bootstrap_servers=self.settings.kafka_bootstrap_servers, max_request_size=4 * 1024 * 1024, **options
-        )
+        producer = Cluster.of(self.settings).producer(max_request_size=4 * 1024 * 1024, **options)
         await producer.start()
         try:
             yield producer

@@ -87,8 +87,14 @@ def _tls(settings: Settings) -> ssl.SSLContext:
     """Checks the broker's certificate and name, by the system's authorities unless others are given; shows ours."""
     try:
         context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
-        if settings.kafka_ssl_cert_file is not None:
-            context.load_cert_chain(settings.kafka_ssl_cert_file, settings.kafka_ssl_key_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"KAFKA_SSL_*: {error}") from error
+        raise ConfigurationError(f"KAFKA_SSL_CA_FILE={settings.kafka_ssl_ca_file}: {error}") from error
+    if settings.kafka_ssl_cert_file is not None:
+        try:
+            context.load_cert_chain(settings.kafka_ssl_cert_file, settings.kafka_ssl_key_file)
+        except (OSError, ssl.SSLError) as error:
+            files = (
+                f"KAFKA_SSL_CERT_FILE={settings.kafka_ssl_cert_file}, KAFKA_SSL_KEY_FILE={settings.kafka_ssl_key_file}"
+            )
+            raise ConfigurationError(f"{files}: {error}") from error
     return context

@@ -7,7 +7,7 @@ other label takes its values from the code or the topology.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -116,6 +116,21 @@ class Metrics:
             TenantNoisy: self._became_noisy,
             TenantQuiet: self._became_quiet,
         }
+
+    def wants(self, event: Part) -> bool:
+        """Whether any metric counts events of this type."""
+        return type(event) in self._observers
+
+    def observe_all(self, events: Sequence[tuple[Part, TenantId]]) -> None:
+        """As :meth:`observe` for each; decisions, of which a step has thousands, are counted first and added once."""
+        outcomes: dict[RejectReason | None, int] = {}
+        for event, tenant in events:
+            if type(event) is JobDecided and event.reason is not RejectReason.RATE_LIMIT:
+                outcomes[event.reason] = outcomes.get(event.reason, 0) + 1
+            else:
+                self.observe(event, tenant)
+        for reason, count in outcomes.items():
+            self._by_outcome[_ADMITTED if reason is None else reason.value].inc(count)
 
     def observe(self, event: Part, tenant: TenantId) -> None:
         """Count one published event, after its step has committed. Cheap for events that no metric wants."""

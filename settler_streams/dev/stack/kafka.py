@@ -94,7 +94,7 @@ class Kafka(Part):
     def prepare(self) -> None:
         if not self.data.exists():
             self._format()
-        write_private(self._properties, self._render(self.data))
+        write_private(self._properties, self.properties(self.data))
 
     def command(self) -> list[str]:
         return self._java("kafka.Kafka", str(self._properties), options=self.runtime.archive_options(self._recording))
@@ -111,6 +111,10 @@ class Kafka(Part):
             self.runtime.keep_archive(self._recording)
         self._recording.unlink(missing_ok=True)
 
+    def format_options(self) -> list[str]:
+        """What formatting is told beside the cluster's id, such as first users."""
+        return []
+
     def _cluster_id(self) -> str | None:
         """What formatting wrote down."""
         lines = (self.data / "meta.properties").read_text().splitlines()
@@ -121,11 +125,11 @@ class Kafka(Part):
         fresh = self.home / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
         properties = self.home / "format.properties"
-        write_private(properties, self._render(fresh))
+        write_private(properties, self.properties(fresh))
         cluster_id = "S" + secrets.token_urlsafe(16)[1:]  # 16 bytes in base64; a leading '-' would look like an option
         command = self._java(
             "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id, "-c", str(properties),
-            options=self.runtime.archive_options(None),
+            *self.format_options(), options=self.runtime.archive_options(None),
         )  # fmt: skip
         try:
             done = subprocess.run(  # noqa: S603 - the command is ours, and no shell reads it
@@ -145,7 +149,8 @@ class Kafka(Part):
         properties.unlink()
         fresh.rename(self.data)
 
-    def _render(self, data: Path) -> bytes:
+    def properties(self, data: Path) -> bytes:
+        """The broker's configuration, with ``data`` as its log directory."""
         return _PROPERTIES.format(host=HOST, port=self.port, controller_port=self.controller_port, data=data).encode()
 
     def _java(self, main_class: str, *arguments: str, options: list[str]) -> list[str]:
