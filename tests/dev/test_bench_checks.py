@@ -132,12 +132,14 @@ async def test_rows_that_are_not_those_of_the_events_are_refused() -> None:
 
 
 def test_a_state_to_recover_has_as_many_different_keys_as_asked_for() -> None:
-    records = list(recovery.state(2_000, PARTITIONS))
-    assert len({record.key for record in records}) == 2_000
+    records = list(recovery.state(30_000, PARTITIONS))
+    assert len({(record.partition, record.key) for record in records}) == 30_000
     codec = StateCodec(admission.KINDS)
     kinds = Counter(type(codec.decode(record.key.decode(), record.value)).__name__ for record in records)
     assert kinds["Tenant"] == kinds["Usage"]
-    assert kinds["Seen"] > kinds["Reservation"] > 0
+    assert kinds["Reservation"] > 2_900
+    assert kinds["SeenIds"] == 2
+    assert kinds.total() == 30_000
 
 
 def test_requests_and_results_of_a_long_run_differ_by_their_ids_alone() -> None:
