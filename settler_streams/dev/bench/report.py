@@ -108,6 +108,7 @@ def _run(run: Measured) -> dict[str, Any]:
         "broker_share": round(run.broker_share, 3),
         "broker_cpu_s": round(run.broker_cpu_s, 2),
         "workers_cpu_s": round(run.workers_cpu_s, 2),
+        "workers_waited_s": round(run.workers_waited_s, 2),
         "peak_rss_mib": round(run.peak_rss_mib, 1),
     }
 
