@@ -10,6 +10,7 @@ import pytest
 
 from settler_streams.dev.bench import latency, report
 from settler_streams.dev.bench.ground import prepared
+from settler_streams.dev.bench.hops import HOPS
 from settler_streams.dev.bench.run import PARTS, Figures, Sizes, run
 from settler_streams.dev.stack.probes import apart
 
@@ -65,6 +66,9 @@ def test_every_figure_is_there(document: dict[str, Any]) -> None:
     for when in ("latency_idle_ms", "latency_half_load_ms"):
         assert set(document[when]) == {"p50", "p99"}
         assert 0 < document[when]["p50"] <= document[when]["p99"]
+        hops = document[when.replace("_ms", "_hops_ms")]
+        assert set(hops) == set(HOPS)
+        assert hops["executor"] > 0
     assert document["machine"]["cpus"] >= 1
 
 

@@ -30,8 +30,10 @@ def document(figures: Figures) -> dict[str, Any]:
     if figures.recovery_keys_per_s is not None:
         found["recovery_keys_per_s"] = round(figures.recovery_keys_per_s)
     if figures.latency is not None:
-        found["latency_idle_ms"] = percentiles(figures.latency.idle_ms)
-        found["latency_half_load_ms"] = percentiles(figures.latency.half_load_ms)
+        found["latency_idle_ms"] = percentiles(figures.latency.idle)
+        found["latency_half_load_ms"] = percentiles(figures.latency.half_load)
+        found["latency_idle_hops_ms"] = figures.latency.idle_hops_ms
+        found["latency_half_load_hops_ms"] = figures.latency.half_load_hops_ms
         found["latency_jobs_per_s_at_full_load"] = round(figures.latency.capacity_per_s, 1)
     if figures.recorder_rows_per_s is not None:
         found["recorder_rows_per_s"] = round(figures.recorder_rows_per_s)
@@ -67,7 +69,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     for key, when in (("latency_idle_ms", "idle"), ("latency_half_load_ms", "half load")):
         if key in found:
             times = found[key]
-            table.append((f"(e) request to result, {when}", f"p50 {times['p50']} ms, p99 {times['p99']} ms", ""))
+            hops = ", ".join(f"{hop} {ms:g}" for hop, ms in found[key.replace("_ms", "_hops_ms")].items())
+            table.append((f"(e) request to result, {when}", f"p50 {times['p50']} ms, p99 {times['p99']} ms", hops))
     if "recorder_rows_per_s" in found:
         table.append(("(f) recorder into PostgreSQL", f"{found['recorder_rows_per_s']:,} rows/s", "under RLS"))
     if "peak_rss_mib" in found:
