@@ -86,6 +86,12 @@ class FencedError(SettlerError):
     disposition = Disposition.HALT
 
 
+class StalledError(SettlerError):
+    """Work waits and nothing moves, for longer than any single wait may last; only a new process can be expected to."""
+
+    disposition = Disposition.HALT
+
+
 class StateError(SettlerError):
     """Stored state or a stored position contradicts the log; processing on would give wrong results."""
 

@@ -19,7 +19,7 @@ from settler_streams.gateway.serve import serve
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
 from settler_streams.workers.folds import PROJECTIONS, ROLES, new_app
-from settler_streams.workers.run import run
+from settler_streams.workers.run import leave, run
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ def worker(roles: str) -> None:
     """Run folds and projections until SIGTERM. Settings come from the environment.
 
     Exit codes: 0 after a signal, 1 after an error, 2 when another owner has taken over, 3 when stored state
-    contradicts the log, 130 after a second signal.
+    contradicts the log, 4 when nothing moved while work waited, 130 after a second signal.
     """
     settings = _begin()
     sys.exit(uvloop.run(_work(settings, _chosen(roles))))
@@ -76,7 +76,9 @@ async def _work(settings: Settings, roles: Sequence[str]) -> int:
     topology = load_topology()
     pool = await TenantConnectionPool.open(settings) if set(roles) & set(PROJECTIONS) else None
     try:
-        return await run([new_app(role, settings, topology, pool) for role in roles])
+        exit_code = await run([new_app(role, settings, topology, pool) for role in roles])
     finally:
         if pool is not None:
             await pool.close()
+    leave(exit_code)
+    return exit_code

@@ -14,7 +14,7 @@ reports  the number of the present round of usage reports
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.job_requests import check_paths, decision_on
 from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
-from settler_streams.core.standings import Standing, Standings
+from settler_streams.core.standings import Standing, Standings, require_whole
 from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
@@ -97,7 +97,7 @@ class Admission(FoldLogic):
             case JobRequested() as request:
                 return self._requested(record, request, now_ms)
             case JobFinished() as finished:
-                return self._finished(finished)
+                return self._finished(finished, now_ms)
             case UsageRecorded() as used:
                 return self._used(record, used, now_ms)
             case TenantChanged() as changed:
@@ -112,33 +112,30 @@ class Admission(FoldLogic):
                 raise RecordError("misplaced", f"admission has no use for {other.event_type} in {record.topic}")
 
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
-        event = record.event
+        event, key = record.event, record.key
+        tenant_id = event.tenantid
         check_paths(request)
-        standing = self._standings.of(event.tenantid, record.key)
+        standing = self._standings.of(tenant_id, key, now_ms)
         if self._seen.repeated(record, now_ms) or self._is_open(record):
             return NOTHING
-        changes: dict[str, Value | None] = {}
-        refusal: RejectReason | Refusal | None
-        signals: list[Emit] = []
-        if standing is None:
-            refusal = RejectReason.UNKNOWN_TENANT
-        elif (refusal := self._gate(standing, request)) is None:
-            levels = self._standings.levels(standing, now_ms)
-            usages, refusal = quotas.admit(levels, self._month_of(now_ms), now_ms)
-            if refusal is None:
-                self._open_jobs += 1
-                changes[f"job/{event.id}"] = Reservation(event.tenantid, standing.members, now_ms, event.source)
-                signals = self._charge(levels, usages, record.key, changes)
-        decided = decision_on(record, request, refusal, now_ms)
-        emits = [Emit("job-decisions", decided, event.tenantid, record.key, "decided", event.id)]
-        if refusal is None:
-            emits.append(self._enqueue(record, request, now_ms))
+        refusal: RejectReason | Refusal | None = self._gate(standing, request)
+        charged: Sequence[Usage] = ()
+        if standing is not None and refusal is None:
+            charged, refusal = quotas.admit(standing.levels, self._month_of(now_ms), now_ms, self._round)
         self._seen.remember(record, now_ms)
-        return Outcome(changes, (*emits, *signals))
+        decided = Emit(
+            "job-decisions", decision_on(record, request, refusal, now_ms), tenant_id, key, "decided", event.id
+        )
+        if standing is None or refusal is not None:
+            return Outcome({}, (decided,))
+        self._open_jobs += 1
+        reservation = Reservation(tenant_id, standing.members, now_ms, event.source)
+        signals = self._charge(standing.levels, charged, key)
+        return Outcome({"job/" + event.id: reservation}, (decided, self._enqueue(record, request, now_ms), *signals))
 
     def settle(self) -> dict[str, Value | None]:
-        """The ids that a step has remembered are stored together."""
-        return self._seen.settle()
+        """What a step has used, and the ids that it has remembered, are stored together."""
+        return self._standings.settle() | self._seen.settle()
 
     def _is_open(self, record: Record) -> bool:
         """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
@@ -154,8 +151,10 @@ class Admission(FoldLogic):
             raise RecordError("id-conflict", f"the open job {record.event.id} came from {owner}")
         return True
 
-    def _gate(self, standing: Standing, request: JobRequested) -> RejectReason | None:
+    def _gate(self, standing: Standing | None, request: JobRequested) -> RejectReason | None:
         """The reasons to refuse that have nothing to do with how much was used."""
+        if standing is None:
+            return RejectReason.UNKNOWN_TENANT
         if not standing.active:
             return RejectReason.TENANT_SUSPENDED
         flag = FLAG_OF.get(request.kind)
@@ -187,66 +186,51 @@ class Admission(FoldLogic):
             "pool-inputs", body, tenant, record.key, "enqueued", record.event.id, partition=self._pool_of(record)
         )
 
-    def _charge(
-        self, levels: list[Level], usages: Iterable[Usage], root: str, changes: dict[str, Value | None]
-    ) -> list[Emit]:
+    def _charge(self, levels: Iterable[Level], usages: Iterable[Usage], root: str) -> list[Emit]:
+        """Store what is used at each level; the signals are those of thresholds reached for the first time."""
         signals: list[Emit] = []
-        for level, usage in zip(levels, usages, strict=True):
-            signals += self._put_usage(level.tenant_id, level.limits, usage, root, changes)
+        for level, used in zip(levels, usages, strict=True):
+            tenant_id, limits = level.tenant_id, level.limits
+            usage, reached = quotas.crossed_thresholds(used, limits)
+            self._put(level, usage)
+            for quota, percent in reached:
+                signal = quotas.threshold(usage, limits, quota, percent)
+                suffix = f"threshold/{tenant_id}/{quota}/{percent}"
+                signals.append(Emit("tenant-signals", signal, tenant_id, root, suffix, tenant_id))
         return signals
 
-    def _put_usage(
-        self, tenant_id: TenantId, limits: Limits, usage: Usage, root: str, changes: dict[str, Value | None]
-    ) -> list[Emit]:
-        """Store a usage; the signals are those of thresholds reached for the first time."""
-        usage, reached = quotas.crossed_thresholds(usage, limits)
-        self._store(tenant_id, usage, changes)
-        return [
-            Emit(
-                "tenant-signals",
-                quotas.threshold(usage, limits, quota, percent),
-                tenant_id,
-                root,
-                f"threshold/{tenant_id}/{quota}/{percent}",
-                tenant_id,
-            )
-            for quota, percent in reached
-        ]
+    def _put(self, level: Level, usage: Usage) -> None:
+        self._standings.put(level, quotas.in_round(usage, self._round))
+        self._dirty.add(level.tenant_id)
 
-    def _store(self, tenant_id: TenantId, usage: Usage, changes: dict[str, Value | None]) -> None:
-        changes[f"usage/{tenant_id}"] = quotas.in_round(usage, self._round)
-        self._dirty.add(tenant_id)
-
-    def _finished(self, finished: JobFinished) -> Outcome:
+    def _finished(self, finished: JobFinished, now_ms: int) -> Outcome:
         reservation = value_of(self._state, f"job/{finished.job_id}", Reservation)
         if reservation is None:
             return NOTHING  # a repeated result: the reservation has ended, and ends once
         self._open_jobs -= 1
-        changes: dict[str, Value | None] = {f"job/{finished.job_id}": None}
         for member in reservation.chain:
-            usage = value_of(self._state, f"usage/{member}", Usage)
-            if usage is not None:
-                self._store(member, quotas.release(usage), changes)
-        return Outcome(changes)
+            level = self._standings.level(member, now_ms)
+            if level is not None:
+                self._put(level, quotas.release(level.usage))
+        return Outcome({f"job/{finished.job_id}": None})
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
-        standing = self._standings.of(record.event.tenantid, record.key)
+        standing = self._standings.of(record.event.tenantid, record.key, now_ms)
         if standing is None:
             raise RecordError("unknown-tenant", f"usage of the unknown tenant {record.event.tenantid}")
         if self._seen.repeated(record, now_ms):
             return NOTHING
-        levels = self._standings.levels(standing, now_ms)
+        require_whole(standing)
+        levels: tuple[Level, ...] = standing.levels
         match used.resource:
             case Resource.STORAGE_BYTES:
                 usages = [quotas.record_storage(level.usage, used.quantity) for level in levels]
             case Resource.CUSTOM_DOMAINS:
                 usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
             case _:
-                levels, usages = [], []  # metered by the noisy-neighbour fold; no quota hangs on it
-        changes: dict[str, Value | None] = {}
-        signals = self._charge(levels, usages, record.key, changes)
+                levels, usages = (), []  # metered by the noisy-neighbour fold; no quota hangs on it
         self._seen.remember(record, now_ms)
-        return Outcome(changes, tuple(signals))
+        return Outcome({}, tuple(self._charge(levels, usages, record.key)))
 
     def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
         tenant_id = record.event.tenantid
@@ -272,16 +256,15 @@ class Admission(FoldLogic):
             changed.burst,
         )
         limits = self._standings.limits_of(tenant)
-        changes: dict[str, Value | None] = {key: tenant}
-        usage = value_of(self._state, f"usage/{tenant_id}", Usage)
-        if usage is None:
+        level = self._standings.level(tenant_id, now_ms)
+        if level is None:
             usage = quotas.new_usage(limits, now_ms)
-        elif current is not None:
-            before = self._standings.limits_of(current)
-            usage = quotas.with_bucket(usage, change_policy(usage.bucket, before.rate, limits.rate, now_ms))
-        self._store(tenant_id, usage, changes)
-        self._standings.forget()
-        return Outcome(changes, tuple(self._announce(record, changed.version, limits)))
+        else:
+            bucket = change_policy(level.usage.bucket, level.limits.rate, limits.rate, now_ms)
+            usage = quotas.with_bucket(level.usage, bucket)
+        self._standings.change(tenant_id, limits, quotas.in_round(usage, self._round))
+        self._dirty.add(tenant_id)
+        return Outcome({key: tenant}, tuple(self._announce(record, changed.version, limits)))
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
         """Tell every pool the tenant's weight, and whoever waits for it that admission knows this version."""

@@ -17,10 +17,10 @@ from settler_streams.core.token_bucket import (
     UNITS_PER_TOKEN,
     Bucket,
     RatePolicy,
-    Verdict,
     change_policy,
     full,
     take_all,
+    take_one,
 )
 from settler_streams.errors import RecordError
 from settler_streams.events import QuotaThreshold, QuotaType, RejectReason, TenantStatus, TenantTier
@@ -126,8 +126,8 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     retry_after_ms: int | None
 
 
-class Level(msgspec.Struct, frozen=True, gc=False):
-    """One level of a tenant's chain: the tenant itself, a parent, or the root."""
+class Level(msgspec.Struct, gc=False):
+    """One level of a tenant's chain (the tenant itself, a parent, the root): what it may use, and what it has used."""
 
     tenant_id: TenantId
     limits: Limits
@@ -147,37 +147,38 @@ def new_usage(limits: Limits, now_ms: int) -> Usage:
     return Usage(bucket=full(limits.rate, now_ms))
 
 
-def admit(levels: Sequence[Level], month: tuple[int, int], now_ms: int) -> tuple[tuple[Usage, ...], Refusal | None]:
-    """Charge one job at every level, or at none.
+def admit(
+    levels: Sequence[Level], month: tuple[int, int], now_ms: int, reports: int = 0
+) -> tuple[Sequence[Usage], Refusal | None]:
+    """What one more job would be charged at every level, or why there can be none: a denial consumes nothing.
 
-    Returns:
-        The usages after the decision (unchanged ones when refused: a denial consumes nothing), and the refusal.
+    ``reports`` is the round of usage reports that would tell it.
     """
-    bypass = levels[0].limits.enterprise
-    rolled = tuple(_roll(level.usage, month[0]) for level in levels)
-    if not bypass and (refusal := _hard_limits(levels, rolled, month, now_ms)) is not None:
-        return rolled, refusal
-    buckets = tuple(usage.bucket for usage in rolled)
-    if not bypass:
-        buckets, verdict = take_all(buckets, [level.limits.rate for level in levels], 1, now_ms)
-        if not verdict.allowed:
-            return rolled, _rate_refusal(levels, verdict)
-    return tuple(map(_charged, rolled, buckets)), None
-
-
-def _charged(usage: Usage, bucket: Bucket) -> Usage:
-    """One job more. Spelt out, in the order of the fields: `replace` would cost three times as much, per request."""
-    return Usage(
-        bucket,
-        usage.running + 1,
-        usage.month_start_ms,
-        usage.month_jobs + 1,
-        usage.storage_bytes,
-        usage.domains,
-        usage.requests + 1,
-        usage.signalled,
-        usage.changed_in,
-    )
+    rolled = [_roll(level.usage, month[0]) for level in levels]
+    buckets = [usage.bucket for usage in rolled]
+    if not levels[0].limits.enterprise:
+        if (refusal := _hard_limits(levels, rolled, month, now_ms)) is not None:
+            return (), refusal
+        for place, level in enumerate(levels):
+            bucket = take_one(buckets[place], level.limits.rate, now_ms)
+            if bucket is None:
+                return (), _rate_refusal(levels, rolled, now_ms)
+            buckets[place] = bucket
+    return [
+        # Spelt out, in the order of the fields: `replace` would cost three times as much, per request.
+        Usage(
+            bucket,
+            usage.running + 1,
+            usage.month_start_ms,
+            usage.month_jobs + 1,
+            usage.storage_bytes,
+            usage.domains,
+            usage.requests + 1,
+            usage.signalled,
+            reports,
+        )
+        for usage, bucket in zip(rolled, buckets, strict=True)
+    ], None
 
 
 def release(usage: Usage) -> Usage:
@@ -310,8 +311,11 @@ def _hard_limits(
     return None
 
 
-def _rate_refusal(levels: Sequence[Level], verdict: Verdict) -> Refusal:
-    policy = levels[verdict.denied_by].limits.rate
+def _rate_refusal(levels: Sequence[Level], usages: Sequence[Usage], now_ms: int) -> Refusal:
+    """Who holds the request back longest, and for how long."""
+    buckets, policies = [usage.bucket for usage in usages], [level.limits.rate for level in levels]
+    verdict = take_all(buckets, policies, 1, now_ms)[1]
+    policy = policies[verdict.denied_by]
     return Refusal(
         RejectReason.RATE_LIMIT,
         QuotaType.RATE_LIMIT,

@@ -8,14 +8,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.app.base import BootStrategy
+from faust.exceptions import ConsumerNotStarted
 from faust.tables.manager import TableManager
 from mode.supervisors import CrashingSupervisor
 
 from settler_streams.adapters.kafka.broker import require
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.core.fold import Value
+from settler_streams.errors import UnavailableError
 from settler_streams.runtime.batch import Batch
+from settler_streams.runtime.state import Overlay
+from settler_streams.runtime.table import FoldTable
 from settler_streams.runtime.ticker import Ticker
+from settler_streams.runtime.watchdog import Standing, Watchdog
 
 BatchAgent = Callable[[Any], Awaitable[None]]
 
@@ -38,6 +45,8 @@ class FoldTables(TableManager):
     async def on_start(self) -> None:
         """Nothing is recovered up front."""
         self._tables_finalized.set()
+        for table in self.values():
+            await table.maybe_start()
         self._tables_registered.set()
 
     async def wait_until_recovery_completed(self) -> bool:
@@ -60,6 +69,8 @@ class FoldTables(TableManager):
     async def on_stop(self) -> None:
         """Stop fetching."""
         await self.app._fetcher.stop()  # noqa: SLF001
+        for table in self.values():
+            await table.stop()
 
 
 class FoldBoot(BootStrategy):
@@ -94,13 +105,12 @@ class FoldApp(faust.App):
             topic_allow_declare=False,
             web_enabled=False,
             datadir=tempfile.gettempdir(),
-            store="memory://",
+            table_standby_replicas=0,
             stream_wait_empty=True,
             broker_session_timeout=10.0,
             broker_heartbeat_interval=3.0,
             broker_request_timeout=30.0,
             broker_max_poll_interval=300.0,
-            consumer_max_fetch_size=4 * 1024 * 1024,
         )
         self.role = role
         self.input_topics = input_topics
@@ -123,6 +133,7 @@ class FoldApp(faust.App):
         async with self.cluster.admin() as client:
             await require(client, wanted)
         await super().on_start()
+        self.add_future(Watchdog(self).run())
 
     def batch_agent(self, agent: BatchAgent) -> Any:
         """Register ``agent`` on the role's inputs. Batches of different folds reach it side by side.
@@ -131,6 +142,31 @@ class FoldApp(faust.App):
         """
         topic = self.topic(*self.input_topics, acks=False, internal=False, schema=BatchSchema())
         return self.agent(topic, concurrency=self.partitions, supervisor_strategy=CrashingSupervisor)(agent)
+
+    def fold_table(self, changelog: str, kinds: Mapping[str, type[Value]]) -> FoldTable:
+        """Register the role's state as a table, under the role's name. ``changelog`` is the topic's full name."""
+        table = FoldTable(
+            self, name=self.role, changelog=changelog, partitions=self.partitions, kinds=kinds,
+            open_states=self._open_states,
+        )  # fmt: skip
+        self.tables.add(table)
+        return table
+
+    def _open_states(self) -> Mapping[int, Overlay]:
+        consumer = self._consumer
+        return consumer.open_states() if consumer is not None else {}
+
+    async def standings(self) -> Mapping[int, Standing]:
+        """Where each fold of this worker stands, by partition number; see the consumer's.
+
+        Raises:
+            UnavailableError: the broker did not answer, or nobody is there to ask it.
+        """
+        try:
+            standings: Mapping[int, Standing] = await self.consumer.standings()
+        except (KafkaError, ConsumerNotStarted) as error:
+            raise UnavailableError(f"{self.conf.id}: {error!r}") from error
+        return standings
 
     def open_folds(self) -> list[int]:
         """The partition numbers whose sessions are open in this process."""

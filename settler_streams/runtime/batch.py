@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from aiokafka.structs import TopicPartition
 
+from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
 
 
@@ -16,10 +17,30 @@ class Ownership(Protocol):
     """One ownership of one fold or projection: opened once, closed once, lost after any failure."""
 
     positions: dict[TopicPartition, int]
+    taken: bool
+    """Nobody else can change anything under the former owner's name any more; what is left of opening fences nobody."""
+    state: Overlay
+    """Empty where the rows in Postgres are the state."""
     logic: Any
 
     async def open(self) -> None:
         """Take over: fence the former owner, then read positions and state."""
+        ...
+
+    async def fetch(self, wait_s: float) -> Records:
+        """The next records of its inputs; empty after ``wait_s`` seconds. What was handed out is not handed out again.
+
+        Raises:
+            UnavailableError: they cannot be read.
+        """
+        ...
+
+    async def backlog(self) -> tuple[list[int], bool]:
+        """The offsets that are read next, and whether the broker, asked now, holds records there.
+
+        Raises:
+            UnavailableError: the broker did not answer.
+        """
         ...
 
     def new_step(self, records: Records) -> AbstractAsyncContextManager[Any]:
@@ -43,6 +64,7 @@ class Batch:
         self.partition = partition
         self.started = False
         self.discarded = False
+        self.in_step = False
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __len__(self) -> int:
@@ -52,6 +74,11 @@ class Batch:
     def logic(self) -> Any:
         """The decisions of this batch's fold, over the state of its session."""
         return self._session.logic
+
+    @property
+    def state(self) -> Overlay:
+        """The fold's state."""
+        return self._session.state
 
     def discard(self) -> None:
         """The partitions are being taken away before the agent came to this batch; it will be read again."""
@@ -67,7 +94,11 @@ class Batch:
         self.started = True
         try:
             async with self._session.new_step(self._records) as step:
-                yield step
+                self.in_step = True
+                try:
+                    yield step
+                finally:
+                    self.in_step = False
         except BaseException as error:
             self._finish(error)
             raise

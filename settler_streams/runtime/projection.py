@@ -27,6 +27,8 @@ from settler_streams.core.fold import Record
 from settler_streams.errors import RecordError, StateError, UnavailableError
 from settler_streams.runtime.intake import Intake, Raw, key_of, traceparent_of
 from settler_streams.runtime.observation import Observation
+from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
+from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records
 from settler_streams.topology import Projection, Topology, full_name
 
@@ -62,8 +64,12 @@ class ProjectionSession:
         self.spec = spec
         self.partition = partition
         self.intake = Intake(spec.topology)
+        self.state = Overlay()
+        self.taken = True  # a projection is not taken: whoever moves its position first has moved it
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
+        self._consumer = new_consumer(spec.cluster, f"{spec.consumer}-{partition}", None)
+        self._reader: InputReader
         self.producer: aiokafka.AIOKafkaProducer | None = None
         """For dead letters; None where the topology lets the role write none."""
         if spec.declared.role in spec.topology.topic("dead-letters").writers:
@@ -83,7 +89,10 @@ class ProjectionSession:
             await self.producer.start()
         async with self.spec.cluster.admin() as client:
             self.topic_ids = await topic_ids(client, topics)
-        beginnings, ends = await self._bounds(tps)
+        await self._consumer.start()
+        async with asyncio.timeout(STEP_DEADLINE_S):
+            beginnings = await self._consumer.beginning_offsets(tps)
+            ends = await self._consumer.end_offsets(tps)
         for tp in tps:
             position = await init_position(
                 self.spec.pool, self.spec.consumer, self.topic_ids[tp.topic], tp.topic, tp.partition, beginnings[tp]
@@ -94,27 +103,39 @@ class ProjectionSession:
                     f"({beginnings[tp]} to {ends[tp]})"
                 )
             self.positions[tp] = position
+        self._reader = InputReader(self.spec.declared.role, self._consumer, self.positions)
         log.info("projection opened", projection=self.spec.consumer, partition=self.partition)
 
-    async def _bounds(self, tps: list[TopicPartition]) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
-        consumer = self.spec.cluster.consumer()
-        await consumer.start()
-        try:
-            async with asyncio.timeout(STEP_DEADLINE_S):
-                return await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
-        finally:
-            await consumer.stop()
+    async def fetch(self, wait_s: float) -> Records:
+        """The next records of the inputs; empty after ``wait_s`` seconds. What was handed out is not handed out again.
+
+        Raises:
+            UnavailableError: they cannot be read.
+        """
+        with kafka_errors(self.spec.consumer):
+            return await self._reader.fetch(wait_s)
+
+    async def backlog(self) -> tuple[list[int], bool]:
+        """The offsets that are read next, and whether the broker, asked now, holds records there.
+
+        Raises:
+            UnavailableError: the broker did not answer.
+        """
+        with kafka_errors(self.spec.consumer):
+            return await self._reader.backlog()
 
     def new_step(self, records: Records) -> ProjectionStep:
         """The step that projects ``records``."""
         return ProjectionStep(self, records)
 
     async def close(self) -> None:
-        """Stop the producer of dead letters."""
-        if self.producer is None:
-            return
-        async with asyncio.timeout(STEP_DEADLINE_S):
-            await self.producer.stop()
+        """Stop its clients. Bounded."""
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                ends = [self._consumer.stop()] + ([self.producer.stop()] if self.producer is not None else [])
+                await asyncio.gather(*ends)
+        except (TimeoutError, KafkaError) as error:
+            log.warning("clients did not stop cleanly", projection=self.spec.consumer, error=repr(error))
 
 
 class ProjectionStep:

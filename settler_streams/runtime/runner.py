@@ -7,82 +7,95 @@ milliseconds, a loaded one commits in large steps. Folds run side by side.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
-
-import structlog
-from aiokafka.errors import NoOffsetForPartitionError
-from aiokafka.structs import TopicPartition
+from collections.abc import Awaitable, Callable
 
 from settler_streams.runtime.batch import Batch, Ownership
 from settler_streams.runtime.step import Records
-
-log = structlog.get_logger(__name__)
+from settler_streams.runtime.watchdog import Standing
 
 FETCH_WAIT_S = 1.0
 """Longest wait of one fetch; only an idle fold waits this long, and it then asks again."""
-
-
-class Source(Protocol):
-    """Where records come from: the consumer, seen from its own thread or not."""
-
-    async def fetch(self, tps: frozenset[TopicPartition], wait_s: float) -> Records: ...
-
-    async def seek(self, positions: Mapping[TopicPartition, int]) -> None: ...
+ASSIGNED_RETRY_S = 0.5
+"""Kafka says in one round trip whether the assignment still holds; where it does not, a rebalance is on its way."""
 
 
 class FoldRunner:
-    """Drives one fold from assignment to revocation. ``deliver`` hands a batch to Faust."""
+    """Drives one fold from assignment to revocation.
+
+    Args:
+        session: its ownership; opened here, closed by whoever drops the runner.
+        is_assigned: asks Kafka whether the fold still belongs to this member.
+        deliver: hands a batch to Faust.
+    """
 
     def __init__(
-        self, partition: int, session: Ownership, source: Source, deliver: Callable[[Batch], Awaitable[None]]
+        self,
+        partition: int,
+        session: Ownership,
+        is_assigned: Callable[[int], Awaitable[bool]],
+        deliver: Callable[[Batch], Awaitable[None]],
     ) -> None:
         self.partition = partition
         self.session = session
         self.opened = False
-        self._source = source
+        self._is_assigned = is_assigned
         self._deliver = deliver
         self._flow = asyncio.Event()
-        self._positioned = False
         self._batch: Batch | None = None
+        self._resumed = 0
+        self._batches = 0
 
     async def run(self) -> None:
         """Until cancelled, or until something fails, in which case the worker stops."""
+        await self._until_assigned()
         await self.session.open()
         self.opened = True
-        tps = frozenset(self.session.positions)
         while True:
             await self._flow.wait()
-            if not self._positioned:
-                # Said first: a rebalance during the seek takes it back, and the new assignment is positioned anew.
-                self._positioned = True
-                await self._source.seek(self.session.positions)
-            try:
-                records = await self._source.fetch(tps, FETCH_WAIT_S)
-            except NoOffsetForPartitionError:
-                # The consumer looked for a committed offset before the session's seek; the position stands now.
-                continue
-            if records and self._flow.is_set() and self._positioned:
+            if records := await self.session.fetch(FETCH_WAIT_S):
                 await self._process(records)
 
+    async def _until_assigned(self) -> None:
+        """An owner of yesterday that opened would fence today's. Wait to be dropped, or for Kafka's answer."""
+        while True:
+            if await self._is_assigned(self.partition):
+                return
+            await asyncio.sleep(ASSIGNED_RETRY_S)
+
     async def _process(self, records: Records) -> None:
-        batch = self._batch = Batch(self.session, self.partition, records)
-        await self._deliver(batch)
-        await batch.finished
-        self._batch = None
+        """Until they are processed: a rebalance may come before their agent has begun, and the fold may stay here."""
+        while True:
+            await self._flow.wait()
+            self._batches += 1
+            batch = self._batch = Batch(self.session, self.partition, records)
+            await self._deliver(batch)
+            await batch.finished
+            self._batch = None
+            if not batch.discarded:
+                return
 
     def resume(self) -> None:
-        """Let records flow, from the session's own positions."""
-        self._positioned = False
+        """Let records flow."""
+        self._resumed += 1
         self._flow.set()
 
     async def pause(self) -> None:
         """Stop the flow; return when the step under way has ended. A batch that has not begun is given up."""
         self._flow.clear()
-        self._positioned = False
         batch = self._batch
         if batch is None:
             return
         if not batch.started:
             batch.discard()
         await asyncio.wait([batch.finished])
+
+    async def standing(self) -> Standing:
+        """Where the fold stands, and whether anything waits for it; asks the broker.
+
+        Raises:
+            UnavailableError: the broker did not answer.
+        """
+        at, behind = await self.session.backlog() if self.opened else ([], False)
+        busy = not self.opened or not self._flow.is_set() or self._batch is not None
+        moved = (self.opened, self._resumed, self._batches, *self.session.positions.values(), *at)
+        return Standing(moved, waits=busy or behind)

@@ -21,6 +21,7 @@ from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
 from settler_streams.errors import StateError, UnavailableError
 from settler_streams.runtime.intake import Intake, Raw
+from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.state import Overlay, StateCodec
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records, Step
@@ -101,9 +102,12 @@ class Session:
         self.routes: dict[tuple[str, type], str] = {}
         """Full topic names, by declared name and type of event, of what the role has published and may publish."""
         self.now_ms = 0
+        self.taken = False
         self.lost = False
         self.logic: FoldLogic
         self.producer: aiokafka.AIOKafkaProducer
+        self._consumer: aiokafka.AIOKafkaConsumer | None = None
+        self._reader: InputReader
 
     async def open(self) -> None:
         """Take the fold over.
@@ -142,28 +146,19 @@ class Session:
             linger_ms=0,
         )
         await self.producer.start()
+        self.taken = True
 
     async def _load(self) -> None:
         changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)
-        consumer = self.spec.cluster.consumer(
-            client_id=f"{self.id.transactional_id}-loader",
-            group_id=self.id.group,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            max_partition_fetch_bytes=4 * 1024 * 1024,
-            fetch_max_wait_ms=50,
-        )
+        consumer = self._consumer = new_consumer(self.spec.cluster, self.id.transactional_id, self.id.group)
         await consumer.start()
-        try:
-            consumer.assign([changelog])
-            await self._read_changelog(consumer, changelog)
-            clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
-            self.now_ms = clock.now_ms
-            await self._check_topics(clock.topic_ids)
-            await self._read_positions(consumer, clock.positions)
-        finally:
-            await consumer.stop()
+        consumer.assign([changelog])
+        await self._read_changelog(consumer, changelog)
+        clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
+        self.now_ms = clock.now_ms
+        await self._check_topics(clock.topic_ids)
+        await self._read_positions(consumer, clock.positions)
+        self._reader = InputReader(self.id.role, consumer, self.positions)
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
     async def _check_topics(self, stored: Mapping[str, str]) -> None:
@@ -225,21 +220,37 @@ class Session:
         await self.producer.send_offsets_to_transaction(offsets, self.id.group)
         await self.producer.commit_transaction()
 
+    async def fetch(self, wait_s: float) -> Records:
+        """The next records of the inputs; empty after ``wait_s`` seconds. What was handed out is not handed out again.
+
+        Raises:
+            UnavailableError: they cannot be read.
+        """
+        with kafka_errors(self.id):
+            return await self._reader.fetch(wait_s)
+
+    async def backlog(self) -> tuple[list[int], bool]:
+        """The offsets that are read next, and whether the broker, asked now, holds records there.
+
+        Raises:
+            UnavailableError: the broker did not answer.
+        """
+        with kafka_errors(self.id):
+            return await self._reader.backlog()
+
     def new_step(self, records: Records) -> Step:
         """The step that folds ``records``; enter it to begin its transaction."""
         return Step(self, records)
 
     async def close(self) -> None:
-        """Stop the producer. Bounded; an open transaction is left to its timeout or to the next owner's fencing."""
+        """Stop its clients. Bounded; an open transaction is left to its timeout or to the next owner's fencing."""
         self.lost = True
-        producer = getattr(self, "producer", None)
-        if producer is None:
-            return
+        clients = [client for client in (self._consumer, getattr(self, "producer", None)) if client is not None]
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
-                await producer.stop()
+                await asyncio.gather(*(client.stop() for client in clients))
         except (TimeoutError, KafkaError) as error:
-            log.warning("producer did not stop cleanly", fold=self.id.transactional_id, error=repr(error))
+            log.warning("clients did not stop cleanly", fold=self.id.transactional_id, error=repr(error))
 
 
 def _state_key(record: Raw) -> str:

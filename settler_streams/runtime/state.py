@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, MutableMapping
 
 import msgspec
 
@@ -45,63 +44,96 @@ class StateCodec:
         raise StateError(f"changelog key {key!r}: stored format {stored[0]}, this version reads {kind.FORMAT}")
 
 
-class Overlay(Mapping[str, Value]):
-    """The committed values, seen through the changes of the step in progress.
+class Overlay(MutableMapping[str, Value]):
+    """One fold's values, as the step in progress sees them.
 
-    The step writes into the overlay only; :meth:`merge` after the commit makes the changes the committed values,
-    :meth:`discard` after an abort forgets them. Each touched key appears once in :attr:`changes`: the changelog gets
-    one coalesced record per key and step.
+    A step writes here; :meth:`merge` after the commit makes its changes the committed values, :meth:`discard` after an
+    abort takes them back. What a touched key held before is kept meanwhile, so that a read costs no more than one of a
+    dictionary. Each touched key appears once in :attr:`changes`: the changelog gets one record per key and step.
     """
 
     def __init__(self) -> None:
-        self._committed: dict[str, Value] = {}
-        self.changes: dict[str, Value | None] = {}
+        self._values: dict[str, Value] = {}
+        self._before: dict[str, Value | None] = {}
+        # The decisions read through `get`, a dozen times per record: the dictionary's own, not a method around it.
+        self.get = self._values.get  # type: ignore[method-assign]
 
     def load(self, key: str, value: Value | None) -> None:
         """Take one record of the changelog while the session opens."""
         if value is None:
-            self._committed.pop(key, None)
+            self._values.pop(key, None)
         else:
-            self._committed[key] = value
+            self._values[key] = value
 
     def apply(self, changes: Mapping[str, Value | None]) -> None:
-        """Put the changes of one decision."""
-        self.changes.update(changes)
+        """Put the changes of one decision; ``None`` deletes."""
+        values, before = self._values, self._before
+        for key, value in changes.items():
+            if key not in before:
+                before[key] = values.get(key)
+            if value is None:
+                values.pop(key, None)
+            else:
+                values[key] = value
+
+    @property
+    def changes(self) -> dict[str, Value | None]:
+        """What the step has put so far, each touched key once; ``None`` where it was deleted."""
+        return {key: self._values.get(key) for key in self._before}
+
+    @property
+    def committed(self) -> Mapping[str, Value]:
+        """The values without the step in progress."""
+        return Committed(self._values, self._before)
 
     def merge(self) -> None:
         """The step's transaction is committed."""
-        for key, value in self.changes.items():
-            self.load(key, value)
-        self.changes = {}
+        self._before.clear()
 
     def discard(self) -> None:
         """The step's transaction is aborted."""
-        self.changes = {}
+        for key, value in self._before.items():
+            self.load(key, value)
+        self._before.clear()
 
     def __getitem__(self, key: str) -> Value:
-        if key in self.changes:
-            value = self.changes[key]
-            if value is None:
-                raise KeyError(key)
-            return value
-        return self._committed[key]
+        return self._values[key]
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """As for any mapping; written out, since the inherited one costs an exception for each absent key."""
-        changes = self.changes
-        if key in changes:
-            value = changes[key]
-            return default if value is None else value
-        return self._committed.get(key, default)
+    def __setitem__(self, key: str, value: Value) -> None:
+        self.apply({key: value})
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self._values:
+            raise KeyError(key)
+        self.apply({key: None})
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
 
     def __iter__(self) -> Iterator[str]:
-        changes = self.changes
-        for key in self._committed:
-            if key not in changes:
-                yield key
-        for key, value in changes.items():
-            if value is not None:
-                yield key
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._values)
+
+
+class Committed(Mapping[str, Value]):
+    """A fold's values seen past the step in progress."""
+
+    def __init__(self, values: Mapping[str, Value], before: Mapping[str, Value | None]) -> None:
+        self._values = values
+        self._before = before
+
+    def __getitem__(self, key: str) -> Value:
+        value = self._before[key] if key in self._before else self._values.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (key for key in self._values if key not in self._before)
+        yield from (key for key, value in self._before.items() if value is not None)
+
+    def __len__(self) -> int:
+        untouched = len(self._values) - sum(key in self._values for key in self._before)
+        return untouched + sum(value is not None for value in self._before.values())

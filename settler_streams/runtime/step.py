@@ -60,6 +60,7 @@ class Step:
         self._record: Record | None = None
         self._observation = Observation(session.id.role, session.id.partition)
         self.now_ms = session.now_ms
+        self._routes, self._partition_for = session.routes, session.spec.router.partition_for
         self._source = f"/{session.id.deployment}/{session.id.role}"
         self._time_ms, self._time = -1, _EPOCH
         """When the last events were made: many of a batch share their millisecond."""
@@ -147,16 +148,15 @@ class Step:
         """Add the decision's events to the transaction; their ids follow from the record in hand."""
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
-        partition_for, routes = self._spec.router.partition_for, self._session.routes
         for emit in outcome.emits:
             data, topic, key = emit.data, emit.topic, emit.key
-            full_topic = routes.get((topic, type(data))) or self._route(topic, data)
+            full_topic = self._routes.get((topic, type(data))) or self._route(topic, data)
             trace = emit.traceparent or record.traceparent
             headers = _PLAIN if trace is None else [_CONTENT_TYPE, (TRACEPARENT, trace)]
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
             partition = emit.partition
             if partition is None:
-                partition = partition_for(topic, key)
+                partition = self._partition_for(topic, key)
             value = self._encode(data, event_id, emit.tenant, emit.subject)
             self._outputs.add(full_topic, partition, key.encode(), value, headers)
             self._observation.published(data, emit.tenant)
@@ -164,7 +164,7 @@ class Step:
     def _route(self, topic: str, data: Part) -> str:
         """The full name of a topic that this role may write such an event to; found once, and then at hand."""
         self._spec.router.check_output(self._session.id.role, topic, data.event_type)
-        full = self._session.routes[topic, type(data)] = self._spec.topic(topic)
+        full = self._routes[topic, type(data)] = self._spec.topic(topic)
         return full
 
     def _encode(self, data: Part, event_id: str, tenant: TenantId, subject: str | None) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import aiokafka
 import structlog
@@ -41,19 +42,23 @@ class Ticker:
         await producer.start()
         try:
             while True:
-                await asyncio.sleep(TICK_INTERVAL_S)
-                await self._tick(producer)
+                if folds := list(self._open_folds()):
+                    await self._round(producer, folds)
+                else:
+                    await asyncio.sleep(TICK_INTERVAL_S)
         finally:
             await producer.stop()
 
-    async def _tick(self, producer: aiokafka.AIOKafkaProducer) -> None:
+    async def _round(self, producer: aiokafka.AIOKafkaProducer, folds: Sequence[int]) -> None:
+        """One tick for each fold, spread over the interval: all at once would be a wave of steps each second, and
+        whatever arrives in it would wait for its end."""
         self._sequence += 1
-        value = self._encoded()
+        sent: list[asyncio.Future[Any]] = []
         try:
-            async with asyncio.timeout(TICK_DEADLINE_S):
-                sent = [
-                    await producer.send(self._topic, value, partition=partition) for partition in self._open_folds()
-                ]
+            async with asyncio.timeout(TICK_INTERVAL_S + TICK_DEADLINE_S):
+                for partition in folds:
+                    sent.append(await producer.send(self._topic, self._encoded(), partition=partition))
+                    await asyncio.sleep(TICK_INTERVAL_S / len(folds))
                 await asyncio.gather(*sent)
         except (KafkaError, TimeoutError) as error:
             log.warning("tick not appended", topic=self._topic, error=repr(error))

@@ -8,43 +8,40 @@ offsets of a batch in the same Kafka transaction as its outputs and its state.
 What is overridden, and why:
 
 =========================  ==========================================================================================
-``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch; says that
-                           the member is alive
+``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch, from a
+                           consumer of its own; says that the member is alive
 ``commit``, ``ack``        do nothing: offsets are committed by the step, in its transaction
 ``wait_empty``             before a rebalance and at shutdown, waits for the steps under way and for nothing else
-``_create_worker_consumer``  reads committed records only, never resets an offset, waits 25 ms (Faust: 1,500 ms) for
-                           data, and always uses the co-partitioned assignor
+``_create_worker_consumer``  a member of the group that reads nothing and never resets an offset; always uses the
+                           co-partitioned assignor
 =========================  ==========================================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import aiokafka
 import structlog
 from aiokafka.structs import TopicPartition
+from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from settler_streams.adapters.telemetry.metrics import METRICS
-from settler_streams.errors import ConfigurationError
+from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
-from settler_streams.runtime.step import Records
+from settler_streams.runtime.state import Overlay
+from settler_streams.runtime.watchdog import Standing
 
 log = structlog.get_logger(__name__)
 
-FETCH_MAX_WAIT_MS = 25
-"""A partition whose records were just taken is asked for again only when the fetch under way returns; so this bounds
-the delay, at 40 small requests a second and consumer when idle."""
 ALIVE_INTERVAL_S = 1.0
 """Far below any poll interval, and one call to another thread per second."""
-BATCH_RECORDS_MAX = 16_000
-"""Records in one step at most: bounds memory and the time of a transaction whatever the lag."""
 DRAIN_DEADLINE_S = 10.0
 """Longest wait for steps under way when partitions are taken away; a longer one is fenced by its successor."""
 
@@ -61,12 +58,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             client_id=conf.broker_client_id,
             group_id=conf.id,
             partition_assignment_strategy=[self._assignor],
-            isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="none",
-            fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
-            max_poll_records=BATCH_RECORDS_MAX,
-            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
@@ -77,13 +70,34 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         return consumer
 
     async def in_thread(self, work: Callable[[aiokafka.AIOKafkaConsumer], Coroutine[Any, Any, T]]) -> T:
-        """Run ``work`` on the consumer, in the thread that owns it."""
-        future = asyncio.run_coroutine_threadsafe(work(self._ensure_consumer()), self.thread_loop)
+        """Run ``work`` on the consumer, in the thread that owns it.
+
+        Raises:
+            UnavailableError: the thread has ended.
+        """
+        running = work(self._ensure_consumer())
+        try:
+            future = asyncio.run_coroutine_threadsafe(running, self.thread_loop)
+        except RuntimeError as error:
+            running.close()
+            raise UnavailableError("the consumer's thread has ended") from error
         return await asyncio.wrap_future(future)
+
+
+class RebalanceListener(stock.ConsumerRebalanceListener):
+    """The stock listener, for a consumer that is a member and reads nothing: each fold has a reader of its own."""
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Aiokafka's hook."""
+        assigned = list(assigned)
+        self._thread._ensure_consumer().pause(*assigned)  # noqa: SLF001
+        await super().on_partitions_assigned(assigned)
 
 
 class Consumer(stock.Consumer):
     """Runs the folds that are assigned to this member."""
+
+    RebalanceListener = RebalanceListener
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -93,41 +107,40 @@ class Consumer(stock.Consumer):
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    async def fetch(self, tps: frozenset[TopicPartition], wait_s: float) -> Records:
-        """Records of ``tps`` that have arrived, at most :data:`BATCH_RECORDS_MAX`; empty after ``wait_s`` seconds."""
+    async def is_assigned(self, partition: int) -> bool:
+        """Whether Kafka, asked now, still counts this member as the owner of the fold.
 
-        async def work(consumer: aiokafka.AIOKafkaConsumer) -> Records:
-            fetcher = consumer._fetcher  # noqa: SLF001 - `getmany` would refuse while another fold waits
-            records: Records = await fetcher.fetched_records(tps, timeout=wait_s, max_records=BATCH_RECORDS_MAX)
-            self._observe_lag(consumer, tps, records)
-            return records
-
-        fetched: Records = await self._thread.in_thread(work)
-        return fetched
-
-    def _observe_lag(
-        self, consumer: aiokafka.AIOKafkaConsumer, tps: frozenset[TopicPartition], records: Records
-    ) -> None:
-        """Committed records from the batch in hand on: what is not yet consumed.
-
-        A fetch may outlast the assignment that it began under; of what went to another member nothing is known.
+        What the member itself believes is not enough: one that was frozen opens a fold that has long had a new owner.
         """
-        for tp in tps & consumer.assignment():
-            end = consumer.last_stable_offset(tp)
-            if end is not None and tp in records:
-                lag = end - records[tp][0].offset
-                METRICS.consumer_lag.labels(self.app.role, tp.topic, str(tp.partition)).set(max(0, lag))
-            elif end is not None:
-                METRICS.consumer_lag.labels(self.app.role, tp.topic, str(tp.partition)).set(0)
 
-    async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Continue at ``positions``, whatever the consumer itself believes."""
+        async def work(consumer: aiokafka.AIOKafkaConsumer) -> bool:
+            coordinator = consumer._coordinator  # noqa: SLF001 - no public door to a heartbeat
+            alive = await coordinator._do_heartbeat()  # noqa: SLF001
+            current = alive and not coordinator._rejoin_needed_fut.done()  # noqa: SLF001 - a newer generation forms
+            return current and all(
+                TopicPartition(topic, partition) in consumer.assignment() for topic in self.app.input_topics
+            )
 
-        async def work(consumer: aiokafka.AIOKafkaConsumer) -> None:
-            for tp, offset in positions.items():
-                consumer.seek(tp, offset)
+        assigned: bool = await self._thread.in_thread(work)
+        return assigned
 
-        await self._thread.in_thread(work)
+    async def standings(self) -> dict[int, Standing]:
+        """Where each fold stands, by partition number.
+
+        Raises:
+            KafkaError, UnavailableError: the broker did not answer; it is asked even where no fold is assigned.
+            ConsumerNotStarted: there is no consumer yet.
+        """
+
+        async def answers(consumer: aiokafka.AIOKafkaConsumer) -> None:
+            if consumer._fetcher is None:  # noqa: SLF001 - constructed, and still on its way to the broker
+                raise ConsumerNotStarted
+            await consumer.end_offsets([TopicPartition(self.app.input_topics[0], 0)])
+
+        await self._thread.in_thread(answers)
+        runners = list(self._runners.values())
+        standings = await asyncio.gather(*(runner.standing() for runner in runners))
+        return {runner.partition: standing for runner, standing in zip(runners, standings, strict=True)}
 
     async def assign_folds(self, assigned: Iterable[TP]) -> None:
         """Drop the folds that are gone, keep those that stay (their epoch is still valid), start the new ones."""
@@ -135,7 +148,7 @@ class Consumer(stock.Consumer):
         await asyncio.gather(*(self._drop(partition) for partition in set(self._runners) - partitions))
         for partition in sorted(partitions - set(self._runners)):
             session = self.app.new_session(partition)
-            runner = self._runners[partition] = FoldRunner(partition, session, self, self._deliver)
+            runner = self._runners[partition] = FoldRunner(partition, session, self.is_assigned, self._deliver)
             task = self._tasks[partition] = asyncio.create_task(runner.run())
             task.add_done_callback(self._on_runner_done)
         for runner in self._runners.values():
@@ -145,6 +158,10 @@ class Consumer(stock.Consumer):
     def open_folds(self) -> list[int]:
         """Partition numbers of the folds that are ready for records."""
         return [partition for partition, runner in self._runners.items() if runner.opened]
+
+    def open_states(self) -> dict[int, Overlay]:
+        """The state of each such fold, by partition number."""
+        return {partition: runner.session.state for partition, runner in self._runners.items() if runner.opened}
 
     def _partitions_of(self, assigned: Iterable[TP]) -> set[int]:
         """The fold numbers of an assignment; each must come with all of its inputs, or decisions would be split."""
@@ -201,9 +218,15 @@ class Consumer(stock.Consumer):
         METRICS.fold_closed(self.app.role, self.app.input_topics, partition)
 
     async def wait_empty(self) -> None:
-        """Wait for the steps under way; a batch that no agent has begun is given up and will be read again."""
+        """Wait for the steps under way; a batch that no agent has begun is given up and will be read again.
+
+        A session that has not taken its fold yet is dropped: it could do so after the fold has got its next owner. It
+        is opened anew if the fold stays here.
+        """
+        untaken = [partition for partition, runner in self._runners.items() if not runner.session.taken]
         try:
             async with asyncio.timeout(DRAIN_DEADLINE_S):
+                await asyncio.gather(*(self._drop(partition) for partition in untaken))
                 await asyncio.gather(*(runner.pause() for runner in self._runners.values()))
         except TimeoutError:
             log.exception("a step outlasts the drain deadline", app=self.app.conf.id, deadline_s=DRAIN_DEADLINE_S)

@@ -74,6 +74,7 @@ def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
     app = _app(
         role, declared.inputs, settings, topology, partial(Session, spec), (declared.changelog, declared.journal)
     )
+    app.fold_table(spec.topic(declared.changelog), definition.kinds)
     app.batch_agent(definition.agent)
     if declared.tick is not None:
         tick_topic = full_name(settings.deployment, declared.tick)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from settler_streams.events import JobDecided, decode
+from settler_streams.events import JobDecided, OffsetRun, StepJournal, decode
+from settler_streams.signals import EXIT_FORCED
 from settler_streams.topology import load_topology
 from tests.runtime.counter import tenant_in
 from tests.runtime.kafka_log import KafkaLog, Record
@@ -30,6 +31,8 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 PARTITIONS = load_topology().tenant_partitions
 BURST = 20
 """Requests of each tenant at a time."""
+DRAIN_S_MAX = 10.0
+"""From the signal to the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +62,8 @@ async def test_kill_restart_takeover_and_sigterm_decide_every_request_once(setti
         a = await stack.enter_async_context(worker(settings))
         await log.until("job-decisions", lambda records: len(records) >= BURST)
         sent.append(await burst(log))
-        os.kill(a.pid, signal.SIGKILL)
-        await a.wait()
+        a.tell(signal.SIGKILL)
+        await a.ends(DRAIN_S_MAX)
 
         b = await stack.enter_async_context(worker(settings))
         sent.append(await burst(log))
@@ -68,30 +71,122 @@ async def test_kill_restart_takeover_and_sigterm_decide_every_request_once(setti
 
         c = await stack.enter_async_context(worker(settings))
         sent.append(await burst(log))
-        b.send_signal(signal.SIGTERM)
+        b.tell(signal.SIGTERM)
         sent.append(await burst(log))
-        assert await asyncio.wait_for(b.wait(), 30) == 0
+        assert await b.ends(DRAIN_S_MAX) == 0
         sent.append(await burst(log))
         await log.until("job-decisions", lambda records: decided(records).keys() >= ids(sent))
-        c.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(c.wait(), 30) == 0
+        c.tell(signal.SIGTERM)
+        assert await c.ends(DRAIN_S_MAX) == 0
 
     decisions = decided(await log.read("job-decisions"))
     assert decisions.keys() == ids(sent)
     assert {job: times for job, times in decisions.items() if times != 1} == {}
     assert await log.read("dead-letters") == []
+    assert repeated_steps(await log.read("admission-journal")) == []
+
+
+async def test_a_worker_that_is_told_to_stop_in_mid_load_leaves_nothing_to_repeat(
+    settings: Settings, log: KafkaLog
+) -> None:
+    """Requests come without a pause; three workers follow each other, each told to stop while it is at work."""
+    sent: list[list[str]] = []
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        while not stop.is_set():
+            sent.append(await burst(log))
+
+    loading = asyncio.create_task(load())
+    try:
+        for _ in range(3):
+            before = len(decided(await log.read("job-decisions")))
+            async with worker(settings) as process:
+                await log.until("job-decisions", lambda records, n=before: len(decided(records)) >= n + 10 * BURST)
+                process.tell(signal.SIGTERM)
+                assert await process.ends(DRAIN_S_MAX) == 0
+    finally:
+        stop.set()
+        await loading
+    async with worker(settings):
+        await log.until("job-decisions", lambda records: decided(records).keys() >= ids(sent))
+    decisions = decided(await log.read("job-decisions"))
+    assert {job: decisions[job] for job in ids(sent) if decisions[job] != 1} == {}
+    assert repeated_steps(await log.read("admission-journal")) == []
+
+
+async def test_a_signal_ends_a_start_that_gets_no_answer(settings: Settings, log: KafkaLog, kafka: Service) -> None:
+    kafka.pause()
+    try:
+        async with worker(settings) as process:
+            await process.said("worker starting")
+            process.tell(signal.SIGTERM)
+            assert await process.ends(DRAIN_S_MAX) == 0
+    finally:
+        kafka.resume()
+
+
+async def test_a_second_signal_ends_the_worker_at_once(settings: Settings, log: KafkaLog, kafka: Service) -> None:
+    """The first finds a step that waits for a broker which does not answer, so the drain would take its ten seconds."""
+    async with worker(settings) as process:
+        await process.said("worker ready")
+        sent = await burst(log)
+        await log.until("job-decisions", lambda records: decided(records).keys() >= set(sent))
+        kafka.pause()
+        try:
+            process.tell(signal.SIGTERM)
+            await process.said("stopping")
+            process.tell(signal.SIGINT)
+            assert await process.ends(2) == EXIT_FORCED
+        finally:
+            kafka.resume()
+
+
+class Worker:
+    """A worker process of the admission role, whose log is read as it comes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log = ""
+        self._news = asyncio.Event()
+        self._ended = False
+        self._reading = asyncio.create_task(self._read())
+
+    def tell(self, signum: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(signum)
+
+    async def said(self, words: str) -> None:
+        """Wait until it has logged ``words``."""
+        async with asyncio.timeout(40):
+            while words not in self.log:
+                assert not self._ended, f"ended without saying {words!r}: {self.log[-2000:]}"
+                self._news.clear()
+                await self._news.wait()
+
+    async def ends(self, within_s: float) -> int:
+        """Its exit code."""
+        return await asyncio.wait_for(self.process.wait(), within_s)
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        while line := await self.process.stderr.readline():
+            self.log += line.decode()
+            self._news.set()
+        self._ended = True
+        self._news.set()
 
 
 @asynccontextmanager
-async def worker(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker of the admission role; killed at the end if it still runs."""
+async def worker(settings: Settings) -> AsyncIterator[Worker]:
+    """Killed at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "settler_streams.cli.main", "worker", "--roles", "admission",
         env={**os.environ, **settings.environment()},
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, limit=2**20,
     )  # fmt: skip
     try:
-        yield process
+        yield Worker(process)
     finally:
         if process.returncode is None:
             process.kill()
@@ -108,6 +203,20 @@ async def burst(log: KafkaLog) -> list[str]:
         await log.append("job-requests", partition, events)
         sent += jobs
     return sent
+
+
+def repeated_steps(journal: list[Record]) -> list[OffsetRun]:
+    """Runs of offsets that begin before an earlier step of the same fold had ended."""
+    ends: dict[tuple[int, str], int] = {}
+    repeated: list[OffsetRun] = []
+    for record in journal:
+        step = decode(record.value).data
+        assert isinstance(step, StepJournal)
+        for run in step.runs:
+            if run.first <= ends.get((step.partition, run.topic), -1):
+                repeated.append(run)
+            ends[step.partition, run.topic] = run.last
+    return repeated
 
 
 def ids(sent: list[list[str]]) -> set[str]:

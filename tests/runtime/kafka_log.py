@@ -87,11 +87,15 @@ class KafkaLog:
     async def read(
         self, topic: str, partitions: Sequence[int] | None = None, *, isolation: str = "read_committed"
     ) -> list[Record]:
-        """Every record of ``topic`` up to its present end, in order within each partition."""
-        async with self.consumer(isolation_level=isolation) as consumer:
-            tps = self._tps(topic, partitions)
-            consumer.assign(tps)
+        """Every record of ``topic`` up to its present end, in order within each partition.
+
+        The end counts what is not yet decided: a commit is answered a moment before its markers lie in the log.
+        """
+        tps = self._tps(topic, partitions)
+        async with self.consumer(isolation_level="read_uncommitted") as consumer:
             ends = await consumer.end_offsets(tps)
+        async with self.consumer(isolation_level=isolation) as consumer:
+            consumer.assign(tps)
             await consumer.seek_to_beginning(*tps)
             found: list[Record] = []
             async with asyncio.timeout(WAIT_S_MAX):

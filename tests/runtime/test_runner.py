@@ -1,77 +1,145 @@
-"""A fold's runner against a consumer that is slow at the wrong moment."""
+"""A fold's runner: what it has fetched is processed once, whatever a rebalance does meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-import aiokafka
 from aiokafka.structs import TopicPartition
 
+from settler_streams.runtime import runner as runner_module
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
+from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
-from settler_streams.runtime.transport import Consumer
 
 TP = TopicPartition("input", 0)
 
 
-class Opened:
-    """A session that stands at an offset."""
+class Fetching:
+    """A session whose fetches a test answers."""
 
     logic = None
+    taken = True
 
     def __init__(self) -> None:
         self.positions = {TP: 7}
+        self.state = Overlay()
+        self.opens = 0
+        self.answers: asyncio.Queue[Records] = asyncio.Queue()
+        self.stepped: list[Records] = []
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        self.opens += 1
 
-    def new_step(self, _records: Records) -> Any:
-        raise AssertionError("no agent is at work here")
+    async def fetch(self, _wait_s: float) -> Records:
+        return await self.answers.get()
+
+    async def backlog(self) -> tuple[list[int], bool]:
+        return [7], True
+
+    @asynccontextmanager
+    async def new_step(self, records: Records) -> AsyncIterator[None]:
+        yield
+        self.stepped.append(records)
 
     async def close(self) -> None: ...
 
 
-class SlowToSeek:
-    """A consumer whose first seek is answered after a rebalance, which has put its position elsewhere."""
-
-    def __init__(self) -> None:
-        self.seeking = asyncio.Event()
-        self.answer = asyncio.Event()
-        self.at: int | None = None
-
-    async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        self.at = positions[TP]
-        self.seeking.set()
-        await self.answer.wait()
-
-    async def fetch(self, _tps: frozenset[TopicPartition], _wait_s: float) -> Records:
-        await asyncio.sleep(0)
-        return {TP: [SimpleNamespace(offset=self.at)]}
+def records(offset: int) -> Any:
+    return {TP: [offset]}
 
 
-async def test_a_rebalance_during_the_seek_positions_the_fold_anew() -> None:
-    source, delivered = SlowToSeek(), asyncio.Queue[Batch]()
-    runner = FoldRunner(0, Opened(), source, delivered.put)
+@asynccontextmanager
+async def at_work(session: Fetching, assigned: Any = None) -> AsyncIterator[tuple[FoldRunner, asyncio.Queue[Batch]]]:
+    """A runner, and the batches that it hands over."""
+
+    async def yes(_partition: int) -> bool:
+        return True
+
+    delivered: asyncio.Queue[Batch] = asyncio.Queue()
+    runner = FoldRunner(0, session, assigned or yes, delivered.put)
     task = asyncio.create_task(runner.run())
-    runner.resume()
-    await source.seeking.wait()
-    await runner.pause()
-    source.at = 99  # the new assignment begins where the consumer believes
-    runner.resume()
-    source.answer.set()
-    batch = await delivered.get()
-    task.cancel()
-    await asyncio.wait([task])
-    ((record,),) = batch._records.values()
-    assert record.offset == 7
+    try:
+        yield runner, delivered
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
-async def test_a_fetch_that_outlasts_its_assignment_does_no_harm() -> None:
-    """It has waited on partitions that have gone to another member meanwhile."""
-    consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers="localhost:1")
-    consumer.assign([TopicPartition("input", 1)])
-    app = SimpleNamespace(app=SimpleNamespace(role="test"))
-    Consumer._observe_lag(app, consumer, frozenset({TP}), {})  # type: ignore[arg-type]
+async def process(batch: Batch) -> None:
+    async with batch.step():
+        pass
+
+
+async def test_a_batch_that_a_rebalance_takes_back_is_handed_over_again_and_before_any_other() -> None:
+    session = Fetching()
+    async with at_work(session) as (runner, delivered):
+        runner.resume()
+        session.answers.put_nowait(records(7))
+        session.answers.put_nowait(records(8))
+        first = await delivered.get()
+        await runner.pause()
+        await process(first)  # Faust may have had it under way to the agent
+        assert session.stepped == []
+        runner.resume()
+        for _ in range(2):
+            await process(await delivered.get())
+        assert session.stepped == [records(7), records(8)]
+        assert session.opens == 1
+
+
+async def test_what_arrives_during_a_rebalance_waits_for_its_end() -> None:
+    session = Fetching()
+    async with at_work(session) as (runner, delivered):
+        runner.resume()
+        await settled()
+        await runner.pause()
+        session.answers.put_nowait(records(7))
+        await settled()
+        assert delivered.empty()
+        runner.resume()
+        await process(await delivered.get())
+        assert session.stepped == [records(7)]
+
+
+async def test_a_pause_waits_for_the_step_under_way() -> None:
+    session = Fetching()
+    async with at_work(session) as (runner, delivered):
+        runner.resume()
+        session.answers.put_nowait(records(7))
+        batch = await delivered.get()
+        async with batch.step():
+            pausing = asyncio.create_task(runner.pause())
+            await settled()
+            assert not pausing.done()
+        await pausing
+        assert session.stepped == [records(7)]
+
+
+async def test_a_fold_that_has_been_assigned_to_another_is_not_opened(monkeypatch: Any) -> None:
+    """Opening would fence its rightful owner."""
+    monkeypatch.setattr(runner_module, "ASSIGNED_RETRY_S", 0)
+    session, asked, ours = Fetching(), asyncio.Event(), [False] * 3
+
+    async def assigned(_partition: int) -> bool:
+        assert session.opens == 0
+        asked.set()
+        return ours.pop(0) if ours else True
+
+    async with at_work(session, assigned) as (runner, _):
+        await asked.wait()
+        assert (session.opens, runner.opened) == (0, False)
+        assert (await runner.standing()).waits, "the watchdog sees that it does not get anywhere"
+        async with asyncio.timeout(5):
+            while not runner.opened:
+                await settled()
+        assert (session.opens, ours) == (1, [])
+
+
+async def settled() -> None:
+    """Let everything that can run do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)

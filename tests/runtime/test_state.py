@@ -137,6 +137,9 @@ def test_an_overlay_equals_two_dictionaries(sequence):
                 overlay.discard()
                 seen = dict(committed)
         assert dict(overlay) == seen
+        assert dict(overlay.committed) == committed
+        assert len(overlay.committed) == len(committed)
+        assert overlay.committed.get("a") == committed.get("a")
         assert len(overlay) == len(seen)
         assert len(list(overlay)) == len(set(overlay)), "each key once"
         for key in "abcd":
@@ -153,3 +156,9 @@ def test_each_key_is_written_once_per_step_with_its_last_value():
     assert overlay.changes == {"clock/": FoldClock(3)}
     overlay.apply({"clock/": None})
     assert overlay.changes == {"clock/": None}, "a deletion is written too: the changelog needs its tombstone"
+
+
+def test_a_read_is_the_dictionarys_own():
+    """The decisions read through it a dozen times per record."""
+    overlay = Overlay()
+    assert overlay.get == overlay._values.get

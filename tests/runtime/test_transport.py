@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,8 +12,7 @@ from aiokafka.admin import NewTopic
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import ConfigurationError
-from settler_streams.events import StepJournal, decode
-from settler_streams.runtime.app import BatchAgent, Batches, FoldApp
+from settler_streams.runtime.app import Batches
 from settler_streams.runtime.session import Session
 from settler_streams.settings import Settings
 from settler_streams.workers.run import EXIT_ERROR, EXIT_FENCED, EXIT_STATE, run
@@ -24,6 +20,7 @@ from tests.runtime import counter
 from tests.runtime.apps import running
 from tests.runtime.counter import spec_of, tenant_in, usage
 from tests.runtime.kafka_log import KafkaLog, Record
+from tests.runtime.members import Worker, idle, last_folded, moved, positions, signals_restored, steady_load
 
 pytestmark = pytest.mark.services
 
@@ -36,47 +33,6 @@ async def log(settings: Settings) -> KafkaLog:
     log = KafkaLog(settings, counter.TOPOLOGY)
     await log.create()
     return log
-
-
-class Worker:
-    """One member of the counter's group."""
-
-    def __init__(self, log: KafkaLog, agent: BatchAgent | None = None) -> None:
-        self.sessions: dict[int, list[Session]] = {}
-        self.log = log
-
-        def new_session(partition: int) -> Session:
-            session = Session(spec_of(log), partition)
-            self.sessions.setdefault(partition, []).append(session)
-            return session
-
-        self.app = FoldApp(
-            "counter",
-            f"{log.settings.deployment}.counter",
-            cluster=Cluster.of(log.settings),
-            input_topics=(log.full("usage-events"),),
-            partitions=counter.PARTITIONS,
-            new_session=new_session,
-        )
-        self.app.batch_agent(agent or count)
-
-    async def owns(self, number: Callable[[int], bool], wait_s: float = 40.0) -> set[int]:
-        """Wait until it owns so many open folds."""
-        async with asyncio.timeout(wait_s):
-            while not number(len(self.app.open_folds())):
-                await asyncio.wait([self.app.failure], timeout=0.05)
-                assert not self.app.failure.done(), self.app.failure.result()
-        return set(self.app.open_folds())
-
-
-async def count(batches: Batches) -> None:
-    """The counter's agent."""
-    async for batch in batches:
-        async with batch.step() as step:
-            for record in step.decode():
-                outcome = step.decide(batch.logic, record)
-                step.apply(outcome)
-                step.publish(outcome)
 
 
 async def test_two_members_share_the_folds_and_one_takes_over_when_the_other_stops(log: KafkaLog) -> None:
@@ -204,40 +160,6 @@ async def refuses_to_start(log: KafkaLog, named: str) -> None:
             await worker.app.stop()
 
 
-@contextlib.asynccontextmanager
-async def signals_restored() -> AsyncIterator[None]:
-    """A worker handles SIGTERM and SIGINT of its process; afterwards the test runner does so again."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            asyncio.get_running_loop().remove_signal_handler(signum)
-            signal.signal(signum, handler)
-
-
-@contextlib.asynccontextmanager
-async def steady_load(log: KafkaLog, sent: Counter[int]) -> AsyncIterator[None]:
-    """A record to each partition, again as soon as the broker has stored the last."""
-    stop = asyncio.Event()
-
-    async def load() -> None:
-        async with log.producer(enable_idempotence=True) as producer:
-            while not stop.is_set():
-                for partition in range(counter.PARTITIONS):
-                    key, value = usage(tenant_in(partition))
-                    await producer.send(log.full("usage-events"), value, key=key, partition=partition)
-                    sent[partition] += 1
-                await producer.flush()
-
-    task = asyncio.create_task(load())
-    try:
-        yield
-    finally:
-        stop.set()
-        await task
-
-
 async def every_record_was_folded_once(log: KafkaLog, sent: Counter[int]) -> None:
     inputs = await log.read("usage-events")
     ends = {partition: max(r.offset for r in inputs if r.partition == partition) for partition in sent}
@@ -252,28 +174,3 @@ async def every_record_was_folded_once(log: KafkaLog, sent: Counter[int]) -> Non
         said.setdefault(event.tenantid, []).append(event.data.version)  # type: ignore[attr-defined]
     assert {t: versions for t, versions in said.items() if versions != list(range(1, len(versions) + 1))} == {}
     assert sum(len(versions) for versions in said.values()) == len(inputs)
-
-
-async def positions(log: KafkaLog) -> dict[int, int]:
-    records = await log.read("counter-journal")
-    return {partition: last_folded(records, partition) for partition in range(counter.PARTITIONS)}
-
-
-def moved(records: list[Record], before: dict[int, int]) -> bool:
-    return all(last_folded(records, partition) > offset for partition, offset in before.items())
-
-
-def last_folded(records: list[Record], partition: int) -> int:
-    """The last input offset that the partition's journal names."""
-    for record in reversed(records):
-        if record.partition == partition:
-            body: Any = decode(record.value).data
-            assert isinstance(body, StepJournal)
-            return body.runs[-1].last
-    return -1
-
-
-async def idle(app: FoldApp, seconds: float) -> None:
-    """Nothing arrives for a while; ends early if the worker fails."""
-    await asyncio.wait([app.failure], timeout=seconds)
-    assert not app.failure.done()

@@ -1,0 +1,162 @@
+"""The watchdog: ends what stands still while work waits, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+import pytest_asyncio
+
+from settler_streams.errors import StalledError, UnavailableError
+from settler_streams.runtime import transport, watchdog
+from settler_streams.runtime.app import Batches
+from settler_streams.runtime.session import Session
+from settler_streams.runtime.watchdog import CHECKS_MAX, Standing, Watchdog
+from settler_streams.settings import Settings
+from settler_streams.workers import run as worker_process
+from settler_streams.workers.run import EXIT_STALLED, run
+from tests.runtime import counter
+from tests.runtime.apps import running
+from tests.runtime.counter import PARTITIONS, tenant_in, usage
+from tests.runtime.kafka_log import KafkaLog
+from tests.runtime.members import Worker, idle, last_folded, signals_restored
+from tests.services.interface import Service
+
+
+class Watched:
+    """An app whose standings a test sets."""
+
+    role = "counter"
+
+    def __init__(self) -> None:
+        self.now: Mapping[int, Standing] | None = {}
+
+    async def standings(self) -> Mapping[int, Standing]:
+        if self.now is None:
+            raise UnavailableError("no answer")
+        return self.now
+
+    def fail(self, reason: BaseException) -> None:
+        raise reason
+
+
+async def test_a_fold_that_stands_still_while_records_wait_stalls() -> None:
+    app = Watched()
+    dog = Watchdog(app)
+    app.now = {0: Standing((1, 5), waits=True), 1: Standing((1, 9), waits=False)}
+    assert [await dog.check() for _ in range(CHECKS_MAX)] == [None] * CHECKS_MAX
+    stalled = await dog.check()
+    assert isinstance(stalled, StalledError)
+    assert "partition 0" in str(stalled)
+
+
+async def test_an_idle_fold_never_stalls_nor_does_one_that_moves() -> None:
+    app = Watched()
+    dog = Watchdog(app)
+    for number in range(5 * CHECKS_MAX):
+        moved = number // (CHECKS_MAX - 1)
+        app.now = {0: Standing((1, 5), waits=False), 1: Standing((1, moved), waits=True)}
+        assert await dog.check() is None
+
+
+async def test_a_fold_that_has_gone_to_another_worker_is_forgotten() -> None:
+    app = Watched()
+    dog = Watchdog(app)
+    for _ in range(3):
+        for _ in range(CHECKS_MAX):
+            app.now = {0: Standing((1, 5), waits=True)}
+            assert await dog.check() is None
+        app.now = {}
+        assert await dog.check() is None
+
+
+async def test_a_broker_that_is_gone_for_good_stalls_and_one_that_comes_back_does_not() -> None:
+    app = Watched()
+    dog = Watchdog(app)
+    app.now = None
+    for _ in range(CHECKS_MAX - 1):
+        assert await dog.check() is None
+    app.now = {}
+    assert await dog.check() is None
+    app.now = None
+    for _ in range(CHECKS_MAX - 1):
+        assert await dog.check() is None
+    assert "Kafka has not answered" in str(await dog.check())
+
+
+@pytest_asyncio.fixture(scope="module")
+async def log(settings: Settings) -> KafkaLog:
+    """The counter's topics."""
+    log = KafkaLog(settings, counter.TOPOLOGY)
+    await log.create()
+    return log
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A watchdog that waits two seconds, and a worker that gives little time to what hangs. Returns the two seconds."""
+    monkeypatch.setattr(watchdog, "CHECK_INTERVAL_S", 0.25)
+    monkeypatch.setattr(watchdog, "CHECKS_MAX", 8)
+    monkeypatch.setattr(transport, "DRAIN_DEADLINE_S", 0.5)
+    monkeypatch.setattr(worker_process, "STOP_DEADLINE_S", 5.0)
+    return 2.0
+
+
+@pytest.mark.services
+async def test_an_agent_that_hangs_ends_the_worker(log: KafkaLog, impatient: float) -> None:
+    async def hanging(batches: Batches) -> None:
+        async for batch in batches:
+            async with batch.step():
+                await asyncio.Event().wait()
+
+    await log.append("usage-events", 2, [usage(tenant_in(2))])
+    async with signals_restored(), asyncio.timeout(40):
+        assert await run([Worker(log, hanging).app]) == EXIT_STALLED
+    async with running([Worker(log).app]):
+        await log.until("counter-journal", lambda records: last_folded(records, 2) >= 0)
+
+
+@pytest.mark.services
+async def test_an_opening_that_hangs_ends_the_worker(
+    log: KafkaLog, impatient: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_session: Session) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Session, "_load", never)
+    async with signals_restored(), asyncio.timeout(40):
+        assert await run([Worker(log).app]) == EXIT_STALLED
+
+
+@pytest.mark.services
+async def test_a_worker_that_has_nothing_to_do_is_left_alone(log: KafkaLog, impatient: float) -> None:
+    """Not even where its inputs end in records that no one ever sees: an aborted transaction and its marker."""
+    async with log.producer(transactional_id=f"{log.settings.deployment}.inputs-writer") as producer:
+        for partition in range(PARTITIONS):
+            await producer.begin_transaction()
+            key, value = usage(tenant_in(partition))
+            await producer.send_and_wait(log.full("usage-events"), value, key=key, partition=partition)
+            await producer.abort_transaction()
+    worker = Worker(log)
+    async with running([worker.app]):
+        await worker.owns(lambda n: n == PARTITIONS)
+        await idle(worker.app, 3 * impatient)
+        (offset,) = await log.append("usage-events", 6, [usage(tenant_in(6))])
+        await log.until("counter-journal", lambda records: last_folded(records, 6) >= offset)
+
+
+@pytest.mark.services
+async def test_an_idle_worker_notices_that_kafka_is_gone_for_good(
+    log: KafkaLog, kafka: Service, impatient: float
+) -> None:
+    """Nothing that it does would fail: no step, no opening, only silence."""
+    worker = Worker(log)
+    async with signals_restored(), asyncio.timeout(60):
+        ended = asyncio.create_task(run([worker.app]))
+        await worker.owns(lambda n: n == PARTITIONS)
+        kafka.pause()
+        try:
+            assert await ended == EXIT_STALLED
+        finally:
+            kafka.resume()
