@@ -27,12 +27,12 @@ from settler_streams.topology import full_name
 TENANTS = 100
 """Of them the Scale and Growth tenants submit, whose limits do not bite."""
 ROWS = 5
-ANSWER_S_MAX = 60.0
-"""Longest wait for one result; the worst seen is a second."""
+ANSWER_S_MAX = 120.0
+"""Longest wait for one result: that of the last job of the burst on a machine that does little else but other work."""
 WARM_UP_JOBS = 20
-IDLE_PAUSE_S = (0.05, 0.25)
+IDLE_PAUSE_S = (0.05, 0.15)
 """Between a result and the next request, drawn anew each time, so that no phase of any poll is favoured."""
-BURST_TIMEOUT_S = 120.0
+ALL_S_MAX = ANSWER_S_MAX + 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Sizes:
     """How many jobs are sent one after the other, at once to learn the capacity, and for how long at half of that."""
 
     idle_jobs: int = 80
-    burst_jobs: int = 300
+    burst_jobs: int = 200
     half_load_s: float = 10.0
 
 
@@ -141,7 +141,7 @@ async def _paced(clients: Sequence[SettlerClient], per_second: float, seconds: f
 
 async def _all(jobs: Sequence[Awaitable[Seen]]) -> list[Seen]:
     try:
-        async with asyncio.timeout(BURST_TIMEOUT_S):
+        async with asyncio.timeout(ALL_S_MAX):
             return list(await asyncio.gather(*jobs))
     except TimeoutError as error:
-        raise UnavailableError(f"{len(jobs)} jobs were not done in {BURST_TIMEOUT_S:.0f} s") from error
+        raise UnavailableError(f"{len(jobs)} jobs were not done in {ALL_S_MAX:.0f} s") from error

@@ -13,7 +13,7 @@ from settler_streams.dev.bench.throughput import Measured, Work, measure
 Part = Literal["rounds", "recovery", "recorder", "latency", "long"]
 PARTS: tuple[Part, ...] = ("rounds", "recovery", "recorder", "latency")
 """What is measured unless something else is asked for."""
-STOCK_REQUESTS_MAX = 20_000
+STOCK_REQUESTS_MAX = 16_000
 
 
 @dataclass(frozen=True, slots=True)
