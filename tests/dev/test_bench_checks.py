@@ -133,6 +133,8 @@ async def test_rows_that_are_not_those_of_the_events_are_refused() -> None:
 
 
 def test_a_state_to_recover_has_as_many_different_keys_as_asked_for() -> None:
+    for keys in (19, 20_011, 39_990):
+        assert len({(record.partition, record.key) for record in recovery.state(keys, PARTITIONS)}) == keys
     records = list(recovery.state(30_000, PARTITIONS))
     assert len({(record.partition, record.key) for record in records}) == 30_000
     codec = StateCodec(admission.KINDS)

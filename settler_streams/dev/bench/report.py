@@ -18,8 +18,8 @@ from settler_streams.dev.bench.run import Figures
 from settler_streams.dev.bench.throughput import Measured
 
 LIBRARIES = ("aiokafka", "faust-streaming", "msgspec", "uvloop", "asyncpg")
-SAMPLES_MAX = 60
-"""Of a long run's memory: a line in a table each, and enough to see a slope."""
+SAMPLES_MAX, ROWS_MAX = 60, 12
+"""Of a long run's memory, in the document and in the table: enough to see a slope."""
 
 
 def document(figures: Figures) -> dict[str, Any]:
@@ -27,8 +27,9 @@ def document(figures: Figures) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if figures.pipeline:
         found |= _comparison(figures)
-    if figures.recovery_keys_per_s is not None:
-        found["recovery_keys_per_s"] = round(figures.recovery_keys_per_s)
+    if figures.recovery is not None:
+        found["recovery_keys_per_s"] = round(figures.recovery.keys_per_s)
+        found["recovery_cpu_us_per_key"] = round(figures.recovery.cpu_s / figures.recovery.keys * 1e6, 2)
     if figures.latency is not None:
         found["latency_idle_ms"] = percentiles(figures.latency.idle)
         found["latency_half_load_ms"] = percentiles(figures.latency.half_load)
@@ -79,7 +80,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         run = found["long_run"]
         table.append(("long run", f"{run['events']:,} events", f"{run['eps']:,} a second with their results"))
         table.append(("growth of memory", f"{run['growth']:.2f}", "last quarter by second quarter"))
-        table += [("", f"{mib:,} MiB", f"after {events:,}") for events, mib in run["rss_mib_samples"]]
+        samples = _thinned(run["rss_mib_samples"], ROWS_MAX)
+        table += [("", f"{mib:,} MiB", f"after {events:,}") for events, mib in samples]
     return table
 
 
@@ -125,14 +127,14 @@ def _long_run(run: LongRun) -> dict[str, Any]:
             "seconds": round(run.seconds, 1),
             "eps": round(run.events / run.seconds),
             "growth": round(run.growth, 3),
-            "rss_mib_samples": _thinned(run.samples),
+            "rss_mib_samples": _thinned(run.samples, SAMPLES_MAX),
         },
     }
 
 
-def _thinned(samples: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most :data:`SAMPLES_MAX`, the last among them."""
-    step = -(-len(samples) // SAMPLES_MAX)
+def _thinned(samples: Sequence[tuple[int, float]], count: int) -> list[tuple[int, float]]:
+    """At most ``count``, the last among them."""
+    step = -(-len(samples) // count)
     return [*reversed(samples[::-1][::step])]
 
 
