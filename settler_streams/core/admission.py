@@ -78,24 +78,21 @@ class Admission(FoldLogic):
     def __init__(self, state: State, policy: AdmissionPolicy) -> None:
         self._state = state
         self._policy = policy
-        self._standings = Standings(state, policy.tiers)
         self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
-        self._open_jobs = sum(1 for key in state if key.startswith("job/"))
+        self._jobs = {key[len("job/") :]: v for key, v in state.items() if isinstance(v, Reservation)}
+        self._touched_jobs: dict[str, Value | None] = {}
         self._seen = SeenWindow(state)
         reports = value_of(state, "reports/", Reports)
         self._round = reports.rounds if reports else 0
-        self._dirty: set[TenantId] = {
-            TenantId(key[len("usage/") :])
-            for key, usage in state.items()
-            if isinstance(usage, Usage) and usage.changed_in == self._round
-        }
+        self._standings = Standings(state, policy.tiers, self._round)
         self._month = (0, 0)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
-        match record.event.data:
-            case JobRequested() as request:
-                return self._requested(record, request, now_ms)
+        data = record.event.data
+        if type(data) is JobRequested:  # nearly all
+            return self._requested(record, data, now_ms)
+        match data:
             case JobFinished() as finished:
                 return self._finished(finished, now_ms)
             case UsageRecorded() as used:
@@ -113,29 +110,30 @@ class Admission(FoldLogic):
 
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
         event, key = record.event, record.key
-        tenant_id = event.tenantid
+        tenant_id, job_id = event.tenantid, event.id
         check_paths(request)
         standing = self._standings.of(tenant_id, key, now_ms)
-        if self._seen.repeated(record, now_ms) or self._is_open(record):
+        if self._is_open(record) or not self._seen.take(record, now_ms):
             return NOTHING
         refusal: RejectReason | Refusal | None = self._gate(standing, request)
         charged: Sequence[Usage] = ()
         if standing is not None and refusal is None:
             charged, refusal = quotas.admit(standing.levels, self._month_of(now_ms), now_ms, self._round)
-        self._seen.remember(record, now_ms)
-        decided = Emit(
-            "job-decisions", decision_on(record, request, refusal, now_ms), tenant_id, key, "decided", event.id
-        )
+        decision = decision_on(record, request, refusal, now_ms)
+        decided = Emit("job-decisions", decision, tenant_id, key, "decided", job_id)
         if standing is None or refusal is not None:
             return Outcome({}, (decided,))
-        self._open_jobs += 1
-        reservation = Reservation(tenant_id, standing.members, now_ms, event.source)
+        self._jobs[job_id] = reservation = Reservation(tenant_id, standing.members, now_ms, event.source)
+        self._touched_jobs["job/" + job_id] = reservation
+        enqueued = Emit("pool-inputs", self._enqueued(record, request, now_ms), tenant_id, key, "enqueued", job_id,
+                        self._pool_of(key))  # fmt: skip
         signals = self._charge(standing.levels, charged, key)
-        return Outcome({"job/" + event.id: reservation}, (decided, self._enqueue(record, request, now_ms), *signals))
+        return Outcome({}, (decided, enqueued, *signals) if signals else (decided, enqueued))
 
     def settle(self) -> dict[str, Value | None]:
-        """What a step has used, and the ids that it has remembered, are stored together."""
-        return self._standings.settle() | self._seen.settle()
+        """What a step has used, the jobs it has admitted and seen end, and the ids it has remembered."""
+        jobs, self._touched_jobs = self._touched_jobs, {}
+        return {**self._standings.settle(), **jobs, **self._seen.settle()}
 
     def _is_open(self, record: Record) -> bool:
         """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
@@ -143,7 +141,7 @@ class Admission(FoldLogic):
         Raises:
             RecordError: ``id-conflict``; the job is another source's or tenant's.
         """
-        reservation = value_of(self._state, "job/" + record.event.id, Reservation)
+        reservation = self._jobs.get(record.event.id)
         if reservation is None:
             return False
         if (reservation.source, reservation.tenant) != (record.event.source, record.event.tenantid):
@@ -162,17 +160,17 @@ class Admission(FoldLogic):
             return RejectReason.UNSUPPORTED_KIND
         if not self._flags.evaluate(flag, standing.members, request.user_id, default=True).enabled:
             return RejectReason.FLAG_DISABLED
-        if self._open_jobs >= self._policy.open_jobs_max:
+        if len(self._jobs) >= self._policy.open_jobs_max:
             return RejectReason.POOL_FULL
         return None
 
-    def _pool_of(self, record: Record) -> int:
+    def _pool_of(self, root: str) -> int:
         """A root tenant and its children share one pool, for good: a job and its cancellation meet there."""
         pools = self._policy.pools
-        return 0 if pools == 1 else partition_of(record.key, pools)
+        return 0 if pools == 1 else partition_of(root, pools)
 
-    def _enqueue(self, record: Record, request: JobRequested, now_ms: int) -> Emit:
-        body = JobEnqueued(
+    def _enqueued(self, record: Record, request: JobRequested, now_ms: int) -> JobEnqueued:
+        return JobEnqueued(
             job_id=record.event.id,
             root_tenant=record.key,
             kind=request.kind,
@@ -181,38 +179,33 @@ class Admission(FoldLogic):
             requested_at_ms=now_ms,
             request=RecordRef(topic=record.topic, partition=record.partition, offset=record.offset),
         )
-        tenant = record.event.tenantid
-        return Emit(
-            "pool-inputs", body, tenant, record.key, "enqueued", record.event.id, partition=self._pool_of(record)
-        )
 
     def _charge(self, levels: Iterable[Level], usages: Iterable[Usage], root: str) -> list[Emit]:
         """Store what is used at each level; the signals are those of thresholds reached for the first time."""
         signals: list[Emit] = []
         for level, used in zip(levels, usages, strict=True):
             tenant_id, limits = level.tenant_id, level.limits
+            if quotas.is_calm(used, limits):
+                self._standings.put(level, used)
+                continue
             usage, reached = quotas.crossed_thresholds(used, limits)
-            self._put(level, usage)
+            self._standings.put(level, quotas.in_round(usage, self._round))
             for quota, percent in reached:
                 signal = quotas.threshold(usage, limits, quota, percent)
                 suffix = f"threshold/{tenant_id}/{quota}/{percent}"
                 signals.append(Emit("tenant-signals", signal, tenant_id, root, suffix, tenant_id))
         return signals
 
-    def _put(self, level: Level, usage: Usage) -> None:
-        self._standings.put(level, quotas.in_round(usage, self._round))
-        self._dirty.add(level.tenant_id)
-
     def _finished(self, finished: JobFinished, now_ms: int) -> Outcome:
-        reservation = value_of(self._state, f"job/{finished.job_id}", Reservation)
+        reservation = self._jobs.pop(finished.job_id, None)
         if reservation is None:
             return NOTHING  # a repeated result: the reservation has ended, and ends once
-        self._open_jobs -= 1
+        self._touched_jobs["job/" + finished.job_id] = None
         for member in reservation.chain:
             level = self._standings.level(member, now_ms)
             if level is not None:
-                self._put(level, quotas.release(level.usage))
-        return Outcome({f"job/{finished.job_id}": None})
+                self._standings.put(level, quotas.in_round(quotas.release(level.usage), self._round))
+        return NOTHING
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
         standing = self._standings.of(record.event.tenantid, record.key, now_ms)
@@ -263,7 +256,6 @@ class Admission(FoldLogic):
             bucket = change_policy(level.usage.bucket, level.limits.rate, limits.rate, now_ms)
             usage = quotas.with_bucket(level.usage, bucket)
         self._standings.change(tenant_id, limits, quotas.in_round(usage, self._round))
-        self._dirty.add(tenant_id)
         return Outcome({key: tenant}, tuple(self._announce(record, changed.version, limits)))
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
@@ -287,20 +279,30 @@ class Admission(FoldLogic):
         return Outcome({f"flag/{flag.flag}/{tenant}/{flag.user_id or ''}": setting})
 
     def _cancel_requested(self, record: Record, cancel: JobCancelRequested) -> Outcome:
-        reservation = value_of(self._state, f"job/{cancel.job_id}", Reservation)
+        reservation = self._jobs.get(cancel.job_id)
         if reservation is None or reservation.tenant != record.event.tenantid:
             return NOTHING  # finished, never admitted, or not this tenant's: there is nothing to cancel
         body = PoolCancelRequested(job_id=cancel.job_id, reason=cancel.reason)
         tenant = record.event.tenantid
         return Outcome(
             {},
-            (Emit("pool-inputs", body, tenant, record.key, "cancel", cancel.job_id, partition=self._pool_of(record)),),
+            (
+                Emit(
+                    "pool-inputs",
+                    body,
+                    tenant,
+                    record.key,
+                    "cancel",
+                    cancel.job_id,
+                    partition=self._pool_of(record.key),
+                ),
+            ),
         )
 
     def _tick(self, now_ms: int) -> Outcome:
         """Once a second: forget old ids, and report the usage of tenants that were active since the last tick."""
         emits = []
-        for tenant_id in sorted(self._dirty):
+        for tenant_id in sorted(self._standings.changed):
             level = self._standings.level(tenant_id, now_ms)
             tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
             if tenant is not None and level is not None:
@@ -308,8 +310,8 @@ class Admission(FoldLogic):
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
         self._seen.forget(now_ms)
         changes: dict[str, Value | None] = {}
-        if self._dirty:
-            self._dirty.clear()
+        if self._standings.changed:
+            self._standings.changed.clear()
             self._round += 1
             changes["reports/"] = Reports(self._round)
         return Outcome(changes, tuple(emits))

@@ -77,6 +77,17 @@ class SeenWindow:
             f"{event.source!r} uses for {event.tenantid} the id {event.id}, used by {owner[0]!r} for {owner[1]}",
         )
 
+    def take(self, record: Record, now_ms: int) -> bool:
+        """Remember the record if it is new, which is the answer; for records that nothing can refuse any more.
+
+        Raises:
+            RecordError: as :meth:`repeated`.
+        """
+        if self.repeated(record, now_ms):
+            return False
+        self.remember(record, now_ms)
+        return True
+
     def remember(self, record: Record, now_ms: int) -> None:
         """Remember a record that :meth:`repeated` has just called new. Call it when nothing can refuse it any more."""
         event = record.event

@@ -14,6 +14,7 @@ from settler_streams.core.flags import FlagSetting
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.errors import RecordError
 from settler_streams.events import FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState
+from settler_streams.events.flags import EVERYONE_PER_MILLE
 from settler_streams.ids import PLATFORM
 
 GLOBAL_KEY = "*"
@@ -97,6 +98,11 @@ def _new_setting(command: FlagCommand, record: Record, version: int, now_ms: int
     )
 
 
+def _rollout(setting: FlagSetting) -> int:
+    """The rollout to publish; written the same whether the setting was just made or read back from the changelog."""
+    return EVERYONE_PER_MILLE if setting.rollout_per_mille == EVERYONE_PER_MILLE else setting.rollout_per_mille
+
+
 def _change(command: FlagCommand, setting: FlagSetting) -> FlagChanged:
     return FlagChanged(
         flag=command.flag,
@@ -109,7 +115,7 @@ def _change(command: FlagCommand, setting: FlagSetting) -> FlagChanged:
         enabled=setting.enabled,
         killed=setting.killed,
         deleted=setting.deleted,
-        rollout_per_mille=setting.rollout_per_mille,
+        rollout_per_mille=_rollout(setting),
         salt=setting.salt,
         reason=command.reason,
     )
@@ -125,6 +131,6 @@ def _state(command: FlagCommand, setting: FlagSetting) -> FlagState:
         enabled=setting.enabled,
         killed=setting.killed,
         deleted=setting.deleted,
-        rollout_per_mille=setting.rollout_per_mille,
+        rollout_per_mille=_rollout(setting),
         salt=setting.salt,
     )

@@ -37,12 +37,18 @@ class Standing(NamedTuple):
 class Standings:
     """The standings of one fold's tenants."""
 
-    def __init__(self, state: State, tiers: Tiers) -> None:
+    def __init__(self, state: State, tiers: Tiers, reports: int) -> None:
         self._state = state
         self._tiers = tiers
         self._known: dict[TenantId, Standing] = {}
         self._levels: dict[TenantId, Level] = {}
         self._touched: dict[TenantId, Level] = {}
+        self.changed = {
+            TenantId(key[len("usage/") :])
+            for key, usage in state.items()
+            if isinstance(usage, Usage) and usage.changed_in == reports
+        }
+        """Tenants whose usage the round ``reports`` of usage reports has to tell."""
 
     def of(self, tenant_id: TenantId, key: str, now_ms: int) -> Standing | None:
         """The standing of the tenant that a record with ``key`` names; None when nothing is known of it.
@@ -74,6 +80,7 @@ class Standings:
     def put(self, level: Level, usage: Usage) -> None:
         """This has been used; it is stored when the step settles."""
         level.usage = usage
+        self.changed.add(level.tenant_id)
         self._touched[level.tenant_id] = level
 
     def change(self, tenant_id: TenantId, limits: Limits, usage: Usage) -> None:

@@ -132,7 +132,8 @@ def decode(value: bytes | None) -> Envelope[Part]:
     """Read one record's value.
 
     Raises:
-        RecordError: with the reason ``empty``, ``not-json``, ``nul-character``, ``unknown-type`` or ``schema``.
+        RecordError: with the reason ``empty``, ``not-json`` (also what is nested too deeply, or is no UTF-8),
+            ``nul-character``, ``unknown-type`` or ``schema``.
     """
     if not value:
         raise RecordError("empty", "the record has no value")

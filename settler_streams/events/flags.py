@@ -5,6 +5,10 @@ from __future__ import annotations
 from settler_streams.events.fields import Count, FlagAction, FlagScope, Millis, Name, PerMille, Text, Uuid
 from settler_streams.events.structs import Part, event
 
+EVERYONE_PER_MILLE = 1000
+"""The default of ``rollout_per_mille``. The encoder leaves out what *is* the default, not what only equals it. Whoever
+copies a rollout that was read from somewhere names this object, or equal events would differ in their bytes."""
+
 
 @event("settler.flag.command.v1")
 class FlagCommand(Part):
@@ -16,7 +20,7 @@ class FlagCommand(Part):
     actor: Text
     user_id: Uuid | None = None
     enabled: bool = True
-    rollout_per_mille: PerMille = 1000
+    rollout_per_mille: PerMille = EVERYONE_PER_MILLE
     salt: Text = ""
     reason: Text = ""
 
@@ -35,7 +39,7 @@ class FlagChanged(Part):
     enabled: bool = True
     killed: bool = False
     deleted: bool = False
-    rollout_per_mille: PerMille = 1000
+    rollout_per_mille: PerMille = EVERYONE_PER_MILLE
     salt: Text = ""
     reason: Text = ""
 
@@ -52,5 +56,5 @@ class FlagState(Part):
     enabled: bool = True
     killed: bool = False
     deleted: bool = False
-    rollout_per_mille: PerMille = 1000
+    rollout_per_mille: PerMille = EVERYONE_PER_MILLE
     salt: Text = ""

@@ -38,7 +38,7 @@ class Intake:
         value = raw.value
         if value and len(value) > (limit := self._bytes_max[topic]):
             raise RecordError("oversize", f"the record has {len(value)} bytes, {topic} allows {limit}")
-        event = decoded(value)
+        event = decode(value)
         if type(event.data) not in self._types[topic]:
             raise RecordError("misplaced", f"{topic} does not carry {event.type}")
         return event
@@ -51,32 +51,6 @@ class Intake:
         """
         if (size := size_of(raw)) > (limit := self._bytes_max[topic]):
             raise RecordError("oversize", f"the record has {size} bytes, {topic} allows {limit}")
-
-
-def decoded(value: bytes | None) -> Envelope[Part]:
-    """As :func:`decode`, for bytes that anyone may have written: deep nesting and bad UTF-8 are refused like the rest.
-
-    Raises:
-        RecordError: the value is not an event.
-    """
-    try:
-        return decode(value)
-    except RecursionError as error:
-        raise RecordError("not-json", "the value is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise RecordError("not-json", f"a string is not UTF-8: {error}") from error
-
-
-def key_of(raw: Raw) -> str:
-    """The record's key as text, empty when there is none.
-
-    Raises:
-        RecordError: ``key``; it is not UTF-8.
-    """
-    try:
-        return raw.key.decode() if raw.key is not None else ""
-    except UnicodeDecodeError as error:
-        raise RecordError("key", f"the record's key is not UTF-8: {raw.key[:100]!r}") from error
 
 
 def traceparent_of(raw: Raw) -> bytes | None:

@@ -25,9 +25,10 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.projection import PositionMove, Refused, bisect, init_position, write_batch
 from settler_streams.core.fold import Record
 from settler_streams.errors import RecordError, StateError, UnavailableError
-from settler_streams.runtime.intake import Intake, Raw, key_of, traceparent_of
+from settler_streams.runtime.intake import Intake, Raw, traceparent_of
 from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
+from settler_streams.runtime.routing import key_of
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records
 from settler_streams.topology import Projection, Topology, full_name
@@ -173,7 +174,7 @@ class ProjectionStep:
             for raw in raws:
                 self._raw = raw
                 try:
-                    key, event = key_of(raw), self._session.intake.event_of(topic, raw)
+                    key, event = key_of(raw.key), self._session.intake.event_of(topic, raw)
                 except RecordError as error:
                     self._refuse(error)
                     self._current.append(())

@@ -24,6 +24,7 @@ class Router:
             for role in topic.writers
             for event_type in topic.events
         )
+        self._places: dict[tuple[str, bytes | None], tuple[str, int]] = {}
         self._hash = lru_cache(maxsize=KEYS_REMEMBERED)(partition_of)
 
     def partition_for(self, topic: str, key: str) -> int:
@@ -39,6 +40,22 @@ class Router:
         if (role, topic, event_type) not in self._edges:
             raise ConfigurationError(f"the topology does not let {role} write {event_type} to {topic}")
 
+    def place_of(self, topic: str, raw_key: bytes | None, arrived_in: int) -> tuple[str, int]:
+        """The key of an arrived record as text, and its home (see :meth:`home_of`); remembered for the keys at hand.
+
+        Raises:
+            RecordError: ``key``; it is not UTF-8, or missing where it is needed.
+        """
+        known = self._places.get((topic, raw_key))
+        if known is None:
+            key = key_of(raw_key)
+            known = key, self.home_of(topic, key, arrived_in)
+            if topic in self._keyed:
+                if len(self._places) >= KEYS_REMEMBERED:
+                    self._places.clear()
+                self._places[topic, raw_key] = known
+        return known
+
     def home_of(self, topic: str, key: str, arrived_in: int) -> int:
         """The partition in which an arrived record should be: another one if its producer used another partitioner.
 
@@ -50,3 +67,15 @@ class Router:
         if not key:
             raise RecordError("key", f"records of {topic} are keyed by their root tenant; this one has no key")
         return self.partition_for(topic, key)
+
+
+def key_of(raw_key: bytes | None) -> str:
+    """A record's key as text, empty when there is none.
+
+    Raises:
+        RecordError: ``key``; it is not UTF-8.
+    """
+    try:
+        return raw_key.decode() if raw_key is not None else ""
+    except UnicodeDecodeError as error:
+        raise RecordError("key", f"the record's key is not UTF-8: {error.object[:100]!r}") from error

@@ -17,9 +17,10 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
-from settler_streams.errors import StateError, UnavailableError
+from settler_streams.errors import FencedError, StateError, UnavailableError
 from settler_streams.runtime.intake import Intake, Raw
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
 from settler_streams.runtime.routing import Router
@@ -119,6 +120,7 @@ class Session:
 
         Raises:
             UnavailableError: Kafka did not answer in time.
+            FencedError: another owner has taken over meanwhile; what this one read of the two contradicts itself.
             StateError: a position lies outside its log or contradicts Kafka's, an input was re-created, or a changelog
                 record cannot be read.
         """
@@ -129,6 +131,12 @@ class Session:
         except (TimeoutError, KafkaError) as error:
             await self.close()
             raise UnavailableError(f"{self.id}: could not take over the fold: {error!r}") from error
+        except StateError as error:
+            overtaken = await self._is_fenced()
+            await self.close()
+            if overtaken:
+                raise FencedError(f"{self.id}: a newer owner took over while this one was opening") from error
+            raise
         except BaseException:
             await self.close()
             raise
@@ -147,6 +155,18 @@ class Session:
         )
         await self.producer.start()
         self.taken = True
+
+    async def _is_fenced(self) -> bool:
+        """Ask the broker whether a newer owner exists, by a transaction that is aborted."""
+        asked = {self.spec.inputs(self.id.partition)[0]: OffsetAndMetadata(0, "")}
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                await self.producer.begin_transaction()
+                await self.producer.send_offsets_to_transaction(asked, self.id.group)
+                await self.producer.abort_transaction()
+        except (TimeoutError, KafkaError) as error:
+            return fenced(error)
+        return False
 
     async def _load(self) -> None:
         changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)

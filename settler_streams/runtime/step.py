@@ -29,7 +29,7 @@ from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, 
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, derived_id
-from settler_streams.runtime.intake import TRACEPARENT, Raw, key_of, traceparent_of
+from settler_streams.runtime.intake import TRACEPARENT, Raw, traceparent_of
 from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.outputs import Outputs
 
@@ -104,7 +104,7 @@ class Step:
         """
         partition = self._session.id.partition
         prefix = len(self._spec.deployment) + 1
-        home_of, event_of = self._spec.router.home_of, self._session.intake.event_of
+        place_of, event_of = self._spec.router.place_of, self._session.intake.event_of
         for tp, raws in self._records.items():
             topic = tp.topic[prefix:]
             for raw in raws:
@@ -112,8 +112,7 @@ class Step:
                 if raw.timestamp > self.now_ms:
                     self.now_ms = raw.timestamp
                 try:
-                    key = key_of(raw)
-                    home = home_of(topic, key, partition)
+                    key, home = place_of(topic, raw.key, partition)
                     if home != partition:
                         self._forward(topic, home, raw)
                         continue

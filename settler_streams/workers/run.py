@@ -7,6 +7,7 @@ state contradicts the log, 4 when nothing moved while work waited. A second sign
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ STOP_DEADLINE_S = 15.0
 EXIT_DEADLINE_S = 5.0
 """What is left after the apps have stopped is closing the loop, unless something in it refuses to end."""
 
+COLLECT_AFTER = (50_000, 20, 100)
+"""A batch makes tens of thousands of objects that live until its end, so the collector's usual 700 would look through
+them all time and again: 11 % of a step, against 3 % with these (measured on admission)."""
+
 EXIT_OK, EXIT_ERROR, EXIT_FENCED, EXIT_STATE, EXIT_STALLED = 0, 1, 2, 3, 4
 _EXIT_OF = {FencedError: EXIT_FENCED, StateError: EXIT_STATE, StalledError: EXIT_STALLED}
 """In this order: a worker that another one has replaced may see other errors on its way out."""
@@ -38,6 +43,7 @@ async def run(apps: Sequence[FoldApp]) -> int:
         SettlerError: an app did not start; the others are stopped.
     """
     stop = stop_on_signals()
+    gc.set_threshold(*COLLECT_AFTER)
     log.info("worker starting", roles=[app.conf.id for app in apps], pid=os.getpid())
     ended = guard_loop(EXIT_STALLED)
     tickers = [asyncio.create_task(app.ticker.run()) for app in apps if app.ticker is not None]

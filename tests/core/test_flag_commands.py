@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,3 +185,16 @@ def test_any_sequence_of_commands_equals_the_model_and_survives_restarts(sequenc
     wanted = next((m.set for m in order if m.set is not None), (True, 1000))
     on = not any(m.killed for m in order) and wanted == (True, 1000)
     assert evaluate(fold, USER, default=True).enabled == on
+
+
+def test_a_change_is_written_alike_whether_the_setting_was_just_made_or_loaded():
+    """The encoder leaves out what is the default; a rollout read from the changelog equals it and is another object."""
+    written = []
+    for restarted in (False, True):
+        fold = new_fold()
+        send(fold, FlagAction.SET)
+        if restarted:
+            fold.restart()
+        kill = send(fold, FlagAction.KILL)
+        written.append([msgspec.json.encode(emit.data) for emit in kill])
+    assert written[0] == written[1]

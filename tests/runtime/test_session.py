@@ -17,6 +17,7 @@ from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.core.fold import FoldClock
 from settler_streams.errors import FencedError, StateError, UnavailableError
 from settler_streams.runtime import step as step_module
+from settler_streams.runtime.routing import Router
 from settler_streams.runtime.session import Session
 from settler_streams.runtime.state import StateCodec
 from settler_streams.settings import Settings
@@ -134,6 +135,24 @@ async def test_fencing_is_told_from_other_failures_whenever_it_is_noticed(
     former.producer.send_batch = one_by_one
     with pytest.raises(FencedError):
         await fold(former, pending)
+
+
+async def test_an_opening_that_a_newer_owner_overtakes_is_fenced(log: KafkaLog, opened: Open, partition: int) -> None:
+    """It has read the state from before and reads the offsets from after: that is no damaged log."""
+    await log.append("usage-events", partition, [usage(local(partition))])
+    spec = dataclasses.replace(spec_of(log), topology=log.topology, router=Router(log.topology))
+    overtaken = Session(spec, partition)
+    check_topics = overtaken._check_topics
+
+    async def overtake(stored: Mapping[str, str]) -> None:
+        owner = await opened(partition)
+        await fold(owner, await arrived(log, owner))
+        await check_topics(stored)
+
+    overtaken._check_topics = overtake  # type: ignore[method-assign]
+    with pytest.raises(FencedError, match="while this one was opening"):
+        await overtaken.open()
+    assert overtaken.lost
 
 
 async def test_a_broker_that_hangs_in_the_commit_loses_the_session_and_no_record(

@@ -116,10 +116,8 @@ class Metrics:
             TenantNoisy: self._became_noisy,
             TenantQuiet: self._became_quiet,
         }
-
-    def wants(self, event: Part) -> bool:
-        """Whether any metric counts events of this type."""
-        return type(event) in self._observers
+        self.wanted = frozenset(self._observers)
+        """The types of events that any metric counts."""
 
     def observe_all(self, events: Sequence[tuple[Part, TenantId]]) -> None:
         """As :meth:`observe` for each; decisions, of which a step has thousands, are counted first and added once."""

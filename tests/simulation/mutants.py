@@ -1,0 +1,261 @@
+"""Planted bugs: each is one change to the product that the simulation has to notice.
+
+A mutant patches one or two functions through ``patch`` (pytest's ``monkeypatch``); what it breaks is its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from settler_streams.core import quotas
+from settler_streams.core.dedup import SeenWindow
+from settler_streams.core.leases import Roster
+from settler_streams.errors import UnavailableError
+from settler_streams.ids import PLATFORM
+from settler_streams.runtime.outputs import Outputs
+from settler_streams.runtime.routing import Router
+from settler_streams.runtime.runner import FoldRunner
+from settler_streams.runtime.session import Session
+from settler_streams.runtime.state import Overlay
+from settler_streams.runtime.step import STEP_DEADLINE_S, Step
+from tests.simulation.broker import Broker, Producer
+from tests.simulation.clients import Consumer, SimulatedCluster
+
+Patch = pytest.MonkeyPatch
+Mutant = Callable[[Patch], None]
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(plant: Mutant) -> Mutant:
+    """Register a planted bug under its name."""
+    MUTANTS[plant.__name__.strip("_").replace("_", " ")] = plant
+    return plant
+
+
+@mutant
+def commit_without_awaiting_the_sends(patch: Patch) -> None:
+    async def send_all(self: Outputs) -> None:
+        for (topic, partition), batches in self._batches.items():
+            for batch in batches:
+                await self._producer.send_batch(batch, topic, partition=partition)
+
+    patch.setattr(Outputs, "send_all", send_all)
+
+
+@mutant
+def merge_before_commit(patch: Patch) -> None:
+    commit = Session.commit
+
+    async def merging(self: Session, positions: Any) -> None:
+        self.state.merge()
+        await commit(self, positions)
+
+    patch.setattr(Session, "commit", merging)
+
+
+@mutant
+def position_stored_off_by_one(patch: Patch) -> None:
+    commit, named = Session.commit, Session.named
+
+    def one_less(positions: Mapping[Any, int]) -> dict[Any, int]:
+        return {where: max(0, offset - 1) for where, offset in positions.items()}
+
+    patch.setattr(Session, "commit", lambda self, positions: commit(self, one_less(positions)))
+    patch.setattr(Session, "named", lambda self, positions: named(self, one_less(positions)))
+
+
+@mutant
+def state_kept_after_an_unknown_commit_outcome(patch: Patch) -> None:
+    commit = Session.commit
+
+    async def believing(self: Session, positions: Any) -> None:
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S / 2):
+                await commit(self, positions)
+        except TimeoutError:
+            await self._open_producer()
+
+    patch.setattr(Session, "commit", believing)
+
+
+@mutant
+def a_lost_session_goes_on(patch: Patch) -> None:
+    enter, leave = Step.__aenter__, Step.__aexit__
+
+    async def entering(self: Step) -> Step:
+        self._session.lost = False
+        return await enter(self)
+
+    async def leaving(self: Step, *error: Any) -> bool:
+        try:
+            await leave(self, *error)
+        except UnavailableError:
+            return True
+        return False
+
+    patch.setattr(Step, "__aenter__", entering)
+    patch.setattr(Step, "__aexit__", leaving)
+
+
+@mutant
+def producer_created_again_inside_a_session(patch: Patch) -> None:
+    enter = Step.__aenter__
+
+    async def entering(self: Step) -> Step:
+        await self._session._open_producer()
+        self._outputs._producer = self._session.producer
+        return await enter(self)
+
+    patch.setattr(Step, "__aenter__", entering)
+
+
+@mutant
+def offsets_left_out_of_the_transaction(patch: Patch) -> None:
+    async def commit(self: Session, _positions: Any) -> None:
+        await self.producer.commit_transaction()
+
+    patch.setattr(Session, "commit", commit)
+
+
+@mutant
+def offsets_in_a_transaction_of_their_own(patch: Patch) -> None:
+    commit = Session.commit
+
+    async def twice(self: Session, positions: Any) -> None:
+        await self.producer.commit_transaction()
+        await self.producer.begin_transaction()
+        await commit(self, positions)
+
+    patch.setattr(Session, "commit", twice)
+
+
+def _every(number: int) -> Callable[[], bool]:
+    """True at every ``number``-th call."""
+    calls = itertools.count(1)
+    return lambda: next(calls) % number == 0
+
+
+@mutant
+def an_output_dropped(patch: Patch) -> None:
+    add, now = Outputs.add, _every(50)
+    patch.setattr(Outputs, "add", lambda self, *record: None if now() else add(self, *record))
+
+
+@mutant
+def an_output_doubled(patch: Patch) -> None:
+    add, now = Outputs.add, _every(50)
+
+    def doubling(self: Outputs, *record: Any) -> None:
+        add(self, *record)
+        if now():
+            add(self, *record)
+
+    patch.setattr(Outputs, "add", doubling)
+
+
+@mutant
+def an_output_under_another_tenant(patch: Patch) -> None:
+    encode, now = Step._encode, _every(50)
+
+    def leaking(self: Step, data: Any, event_id: str, tenant: Any, subject: Any) -> bytes:
+        return encode(self, data, event_id, PLATFORM if now() else tenant, subject)
+
+    patch.setattr(Step, "_encode", leaking)
+
+
+@mutant
+def dead_letters_forgotten(patch: Patch) -> None:
+    patch.setattr(Step, "_dead_letter", lambda *_: None)
+
+
+@mutant
+def outputs_in_another_order(patch: Patch) -> None:
+    publish = Step.publish
+
+    def backwards(self: Step, outcome: Any) -> None:
+        held = getattr(self, "held", None)
+        self.held = None if held else (outcome, self._record)  # type: ignore[attr-defined]
+        if held:
+            publish(self, outcome)
+            own, self._record = self._record, held[1]
+            publish(self, held[0])
+            self._record = own
+
+    async def leave(self: Step, *error: Any) -> None:
+        if (held := getattr(self, "held", None)) is not None:
+            self._record = held[1]
+            publish(self, held[0])
+        await leaving(self, *error)
+
+    leaving = Step.__aexit__
+    patch.setattr(Step, "publish", backwards)
+    patch.setattr(Step, "__aexit__", leave)
+
+
+@mutant
+def an_uncommitted_changelog_is_loaded(patch: Patch) -> None:
+    def consumer(self: SimulatedCluster, *_topics: str, **options: Any) -> Consumer:
+        return Consumer(self, **{**options, "isolation_level": "read_uncommitted"})
+
+    patch.setattr(SimulatedCluster, "consumer", consumer)
+
+
+@mutant
+def tombstones_of_the_changelog_ignored(patch: Patch) -> None:
+    load = Overlay.load
+
+    def loading(self: Overlay, key: str, value: Any) -> None:
+        if value is not None or self.changes:
+            load(self, key, value)
+
+    patch.setattr(Overlay, "load", loading)
+
+
+@mutant
+def a_rebalance_that_does_not_wait_for_the_step(patch: Patch) -> None:
+    async def pause(self: FoldRunner) -> None:
+        self._flow.clear()
+
+    patch.setattr(FoldRunner, "pause", pause)
+
+
+@mutant
+def nobody_fences_the_former_owner(patch: Patch) -> None:
+    def current(self: Broker, transactional_id: str, _epoch: int) -> Producer:
+        return self.producers[transactional_id]
+
+    patch.setattr(Broker, "_current", current)
+
+
+@mutant
+def misplaced_records_decided_where_they_lie(patch: Patch) -> None:
+    patch.setattr(Router, "home_of", lambda _self, _topic, _key, arrived_in: arrived_in)
+
+
+@mutant
+def a_repeated_request_decided_again(patch: Patch) -> None:
+    patch.setattr(SeenWindow, "repeated", lambda *_: False)
+
+
+@mutant
+def a_reservation_that_is_never_released(patch: Patch) -> None:
+    patch.setattr(quotas, "release", lambda usage: usage)
+
+
+@mutant
+def an_executor_of_a_former_incarnation_keeps_its_lease(patch: Patch) -> None:
+    """Its jobs never return to the queue."""
+    patch.setattr(Roster, "expired", lambda *_: ())
+    patch.setattr(Roster, "joined", _joined_without_ending(Roster.joined))
+
+
+def _joined_without_ending(joined: Callable[..., Any]) -> Callable[..., Any]:
+    def joining(self: Roster, *args: Any) -> None:
+        joined(self, *args)
+
+    return joining
