@@ -7,6 +7,7 @@ the step encodes it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import time
@@ -30,6 +31,7 @@ from settler_streams.settings import Settings
 from settler_streams.tiers import load_tiers
 from settler_streams.topology import full_name, load_topology
 from settler_streams.workers.folds import fold_app
+from settler_streams.workers.run import COLLECT_AFTER
 
 WORK_S_MAX = 120.0
 """Ten times what a million keys take on a slow machine."""
@@ -109,6 +111,7 @@ def state(keys: int, partitions: int) -> Iterator[Keyed]:
 
 async def recover(settings: Settings) -> dict[str, float]:
     """Open all admission folds in this process, and close them again."""
+    gc.set_threshold(*COLLECT_AFTER)  # as a worker does
     topology = load_topology()
     app = fold_app(admission.ROLE, settings, topology)
     sessions = [app.new_session(partition) for partition in range(topology.tenant_partitions)]
