@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 from typing import cast
 
@@ -57,6 +58,7 @@ def bench(
     Fails when the outputs of a program are not exactly one per request. Takes all cores; about three minutes.
     """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it warns while it retries; topics have just been made
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so the services are deleted
     sizes = Sizes(requests=requests, rounds=rounds, long_events=events or 0)
     chosen = cast("tuple[Part, ...]", ("long",) if events else parts)
 

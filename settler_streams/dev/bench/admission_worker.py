@@ -18,7 +18,7 @@ from settler_streams.settings import Settings
 from settler_streams.tiers import load_tiers
 from settler_streams.topology import Topology, load_topology
 from settler_streams.workers.folds import FOLDS, fold_app
-from settler_streams.workers.run import run
+from settler_streams.workers.run import leave, run
 
 OPEN_JOBS_MAX = 2**31
 """More than any run has requests."""
@@ -30,7 +30,9 @@ def new_logic(state: State, _partition: int, topology: Topology) -> Admission:
 
 
 async def _work(settings: Settings) -> int:
-    return await run([fold_app(admission.ROLE, settings, load_topology())])
+    exit_code = await run([fold_app(admission.ROLE, settings, load_topology())])
+    leave(exit_code)
+    return exit_code
 
 
 def main() -> None:

@@ -28,6 +28,9 @@ LOAD_TIMEOUT_MS = 300_000
 READ_DEADLINE_S = 120.0
 """Longest reading of one topic: a million records take four seconds."""
 
+SETTLE_DEADLINE_S = 30.0
+"""Markers follow within milliseconds; a transaction that hangs is ended by the broker after ten seconds."""
+
 
 async def create_topic(cluster: Cluster, topic: str, partitions: int, **config: str) -> None:
     """A topic with the broker's own timestamps."""
@@ -166,10 +169,12 @@ async def wait_appended(
 
 
 @contextlib.asynccontextmanager
-async def reader(cluster: Cluster, topic: str) -> AsyncIterator[aiokafka.AIOKafkaConsumer]:
-    """A consumer of all partitions of ``topic`` from their beginnings, committed records only, in no group."""
+async def reader(
+    cluster: Cluster, topic: str, isolation_level: str = "read_committed"
+) -> AsyncIterator[aiokafka.AIOKafkaConsumer]:
+    """A consumer of all partitions of ``topic`` from their beginnings, in no group."""
     consumer: aiokafka.AIOKafkaConsumer = cluster.consumer(
-        isolation_level="read_committed",
+        isolation_level=isolation_level,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         max_partition_fetch_bytes=4 * 1024 * 1024,
@@ -186,11 +191,12 @@ async def reader(cluster: Cluster, topic: str) -> AsyncIterator[aiokafka.AIOKafk
 
 
 async def read_all(cluster: Cluster, topic: str) -> AsyncIterator[Sequence[Any]]:
-    """Every committed record of ``topic`` up to its present end, in chunks.
+    """Every committed record of ``topic``, in chunks, once no transaction is open in it.
 
     Raises:
-        UnavailableError: the end was not reached in time.
+        UnavailableError: a transaction stays open, or the end was not reached in time.
     """
+    await _settled(cluster, topic)
     async with reader(cluster, topic) as consumer:
         tps = consumer.assignment()
         ends = await consumer.end_offsets(tps)
@@ -201,3 +207,15 @@ async def read_all(cluster: Cluster, topic: str) -> AsyncIterator[Sequence[Any]]
                 raise UnavailableError(f"{topic} could not be read to its end within {READ_DEADLINE_S:.0f} s")
             for chunk in (await consumer.getmany(timeout_ms=200)).values():
                 yield chunk
+
+
+async def _settled(cluster: Cluster, topic: str) -> None:
+    """A commit returns before its markers are written to every partition; until then readers stop short of them."""
+    async with reader(cluster, topic) as committed, reader(cluster, topic, "read_uncommitted") as all_records:
+        tps = committed.assignment()
+        try:
+            async with asyncio.timeout(SETTLE_DEADLINE_S):
+                while await committed.end_offsets(tps) != await all_records.end_offsets(tps):  # noqa: ASYNC110 - no event
+                    await asyncio.sleep(POLL_INTERVAL_S)
+        except TimeoutError as error:
+            raise UnavailableError(f"a transaction in {topic} is still open after {SETTLE_DEADLINE_S:.0f} s") from error

@@ -39,6 +39,7 @@ from settler_streams.runtime.state import Overlay
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
 from settler_streams.workers.folds import FOLDS, fold_app
+from settler_streams.workers.run import COLLECT_AFTER
 
 PARTITION = 0
 BEGAN_MS = 1_767_225_600_000
@@ -227,6 +228,7 @@ def main() -> None:
     arguments.add_argument("--sort", default="tottime", help="of cProfile's rows")
     given = arguments.parse_args()
     FOLDS[admission.ROLE] = replace(FOLDS[admission.ROLE], new_logic=new_logic)
+    gc.set_threshold(*COLLECT_AFTER)  # as a worker does
     profiler = cProfile.Profile() if given.cprofile else None
     for line in uvloop.run(profile(given.events, given.per_step, given.tenants, profiler)):
         print(line)  # noqa: T201 - a program of its own

@@ -18,8 +18,8 @@ from settler_streams.dev.bench.run import Figures
 from settler_streams.dev.bench.throughput import Measured
 
 LIBRARIES = ("aiokafka", "faust-streaming", "msgspec", "uvloop", "asyncpg")
-SAMPLES_MAX = 60
-"""Of a long run's memory: a line in a table each, and enough to see a slope."""
+SAMPLES_MAX, ROWS_MAX = 60, 12
+"""Of a long run's memory, in the document and in the table: enough to see a slope."""
 
 
 def document(figures: Figures) -> dict[str, Any]:
@@ -27,11 +27,14 @@ def document(figures: Figures) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if figures.pipeline:
         found |= _comparison(figures)
-    if figures.recovery_keys_per_s is not None:
-        found["recovery_keys_per_s"] = round(figures.recovery_keys_per_s)
+    if figures.recovery is not None:
+        found["recovery_keys_per_s"] = round(figures.recovery.keys_per_s)
+        found["recovery_cpu_us_per_key"] = round(figures.recovery.cpu_s / figures.recovery.keys * 1e6, 2)
     if figures.latency is not None:
-        found["latency_idle_ms"] = percentiles(figures.latency.idle_ms)
-        found["latency_half_load_ms"] = percentiles(figures.latency.half_load_ms)
+        found["latency_idle_ms"] = percentiles(figures.latency.idle)
+        found["latency_half_load_ms"] = percentiles(figures.latency.half_load)
+        found["latency_idle_hops_ms"] = figures.latency.idle_hops_ms
+        found["latency_half_load_hops_ms"] = figures.latency.half_load_hops_ms
         found["latency_jobs_per_s_at_full_load"] = round(figures.latency.capacity_per_s, 1)
     if figures.recorder_rows_per_s is not None:
         found["recorder_rows_per_s"] = round(figures.recorder_rows_per_s)
@@ -67,7 +70,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     for key, when in (("latency_idle_ms", "idle"), ("latency_half_load_ms", "half load")):
         if key in found:
             times = found[key]
-            table.append((f"(e) request to result, {when}", f"p50 {times['p50']} ms, p99 {times['p99']} ms", ""))
+            hops = ", ".join(f"{hop} {ms:g}" for hop, ms in found[key.replace("_ms", "_hops_ms")].items())
+            table.append((f"(e) request to result, {when}", f"p50 {times['p50']} ms, p99 {times['p99']} ms", hops))
     if "recorder_rows_per_s" in found:
         table.append(("(f) recorder into PostgreSQL", f"{found['recorder_rows_per_s']:,} rows/s", "under RLS"))
     if "peak_rss_mib" in found:
@@ -76,7 +80,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         run = found["long_run"]
         table.append(("long run", f"{run['events']:,} events", f"{run['eps']:,} a second with their results"))
         table.append(("growth of memory", f"{run['growth']:.2f}", "last quarter by second quarter"))
-        table += [("", f"{mib:,} MiB", f"after {events:,}") for events, mib in run["rss_mib_samples"]]
+        samples = _thinned(run["rss_mib_samples"], ROWS_MAX)
+        table += [("", f"{mib:,} MiB", f"after {events:,}") for events, mib in samples]
     return table
 
 
@@ -108,6 +113,7 @@ def _run(run: Measured) -> dict[str, Any]:
         "broker_share": round(run.broker_share, 3),
         "broker_cpu_s": round(run.broker_cpu_s, 2),
         "workers_cpu_s": round(run.workers_cpu_s, 2),
+        "workers_waited_s": round(run.workers_waited_s, 2),
         "peak_rss_mib": round(run.peak_rss_mib, 1),
     }
 
@@ -121,14 +127,14 @@ def _long_run(run: LongRun) -> dict[str, Any]:
             "seconds": round(run.seconds, 1),
             "eps": round(run.events / run.seconds),
             "growth": round(run.growth, 3),
-            "rss_mib_samples": _thinned(run.samples),
+            "rss_mib_samples": _thinned(run.samples, SAMPLES_MAX),
         },
     }
 
 
-def _thinned(samples: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most :data:`SAMPLES_MAX`, the last among them."""
-    step = -(-len(samples) // SAMPLES_MAX)
+def _thinned(samples: Sequence[tuple[int, float]], count: int) -> list[tuple[int, float]]:
+    """At most ``count``, the last among them."""
+    step = -(-len(samples) // count)
     return [*reversed(samples[::-1][::step])]
 
 

@@ -13,7 +13,7 @@ from settler_streams.dev.bench.throughput import Measured, Work, measure
 Part = Literal["rounds", "recovery", "recorder", "latency", "long"]
 PARTS: tuple[Part, ...] = ("rounds", "recovery", "recorder", "latency")
 """What is measured unless something else is asked for."""
-STOCK_REQUESTS_MAX = 20_000
+STOCK_REQUESTS_MAX = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Figures:
     ceiling: list[Measured] = field(default_factory=list)
     pipeline: list[Measured] = field(default_factory=list)
     pipeline_two: list[Measured] = field(default_factory=list)
-    recovery_keys_per_s: float | None = None
+    recovery: recovery.Recovered | None = None
     recorder_rows_per_s: float | None = None
     latency: latency.Latencies | None = None
     long: long_run.LongRun | None = None
@@ -59,8 +59,8 @@ async def run(ground: Ground, sizes: Sizes, parts: tuple[Part, ...] = PARTS) -> 
     if "rounds" in parts:
         await _rounds(ground, sizes, figures)
     if "recovery" in parts:
-        figures.recovery_keys_per_s = await recovery.measure(ground, sizes.recovery_keys)
-        ground.say(f"recovery: {figures.recovery_keys_per_s:,.0f} keys/s")
+        figures.recovery = found = await recovery.measure(ground, sizes.recovery_keys)
+        ground.say(f"recovery: {found.keys_per_s:,.0f} keys/s, {found.cpu_s / found.keys * 1e6:.1f} us each")
     if "recorder" in parts:
         figures.recorder_rows_per_s = await recorder.measure(ground, sizes.recorded_jobs)
         ground.say(f"recorder: {figures.recorder_rows_per_s:,.0f} rows/s")

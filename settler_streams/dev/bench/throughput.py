@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import psutil
 
 from settler_streams.dev.bench import log
 from settler_streams.dev.bench.ground import READY_S_MAX, Ground, check_alive, running, wait_for_line
 from settler_streams.dev.bench.memory import Footprint
+from settler_streams.dev.bench.processors import ProcessorTime
 from settler_streams.dev.bench.programs import Program
 from settler_streams.dev.bench.workload import Keyed
 from settler_streams.dev.stack import ChildProcess
-from settler_streams.errors import StateError, UnavailableError
+from settler_streams.errors import StateError
 
 RUN_DEADLINE_S = 300.0
 """Longest run of one program: ten times what the slowest needs on the machine it was sized for."""
@@ -50,6 +50,8 @@ class Measured:
     refused: dict[str, int]
     broker_cpu_s: float
     workers_cpu_s: float
+    workers_waited_s: float
+    """How long threads of the workers were ready to run while the processors were busy with others."""
     peak_rss_mib: float
 
     @property
@@ -67,7 +69,9 @@ class Measured:
         answers = f", {self.admitted:,} admitted" if self.admitted else ""
         return (
             f"{self.program} x{self.workers}: {self.events:,} in {self.seconds:.2f} s, {self.eps:,.0f}/s{answers}; "
-            f"broker {self.broker_share:.0%} of the processor time, workers {self.peak_rss_mib:.0f} MiB"
+            f"broker {self.broker_share:.0%} of the processor time; "
+            f"workers {self.workers_cpu_s / self.events * 1e6:.1f} us each, waited {self.workers_waited_s:.1f} s, "
+            f"{self.peak_rss_mib:.0f} MiB"
         )
 
 
@@ -88,13 +92,14 @@ async def measure(ground: Ground, program: Program, work: Work) -> Measured:
                 await load.append(program.input_topic, work.requests)
             await _wait_ready(program, processes, work)
             footprints = [Footprint(process) for process in processes]
-            before = _cpu(ground.broker_pid, processes)
+            pids = [process.ref.pid for process in processes if process.ref is not None]
+            broker, workers = ProcessorTime([ground.broker_pid]), ProcessorTime(pids)
             began_ms = time.time() * 1000
             if late:
                 await load.append(program.input_topic, work.requests)
             await load.commit()
             await _wait_done(program, processes, work, footprints)
-            after = _cpu(ground.broker_pid, processes)
+            broker_spent, workers_spent = broker.since(), workers.since()
         last_ms, answers = await check_outputs(program, work)
     finally:
         await log.delete_topics(cluster, f"{deployment}.")
@@ -105,8 +110,9 @@ async def measure(ground: Ground, program: Program, work: Work) -> Measured:
         (last_ms - began_ms) / 1000,
         answers.pop("admitted", 0),
         dict(answers),
-        after[0] - before[0],
-        after[1] - before[1],
+        broker_spent.used_s,
+        workers_spent.used_s,
+        workers_spent.waited_s,
         max(footprint.peak_mib for footprint in footprints),
     )
 
@@ -228,17 +234,3 @@ def compare(program: str, ids: Sequence[str], requests: Sequence[Keyed]) -> None
             f"{program}: {len(requests)} requests have {len(ids)} outputs: "
             f"{missing} missing, {doubled} doubled, {unknown} unknown"
         )
-
-
-def _cpu(broker_pid: int, processes: Sequence[ChildProcess]) -> tuple[float, float]:
-    """Processor seconds used so far: by the broker, by the program."""
-
-    def used(pid: int) -> float:
-        try:
-            times = psutil.Process(pid).cpu_times()
-        except psutil.NoSuchProcess as error:
-            raise UnavailableError(f"the process {pid} has ended during the measurement") from error
-        return float(times.user + times.system)
-
-    program = sum(used(process.ref.pid) for process in processes if process.ref is not None)
-    return used(broker_pid), program

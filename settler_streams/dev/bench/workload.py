@@ -35,22 +35,24 @@ AMPLE = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class TierShare:
-    """How many of 100 tenants are in a tier, how many of 100 requests are theirs, and whether its limits bite."""
+    """How many of 100 tenants are in a tier, how many of 100 requests are theirs, and which limits never bite."""
 
     tier: TenantTier
     tenants: int
     requests: int
-    own_limits: bool
+    ample: tuple[QuotaType, ...] = ()
 
 
+_ALL = (QuotaType.RATE_LIMIT, QuotaType.CONCURRENT_JOBS, QuotaType.MONTHLY_RECONCILIATIONS)
 MIX = (
-    TierShare(TenantTier.ENTERPRISE, tenants=5, requests=20, own_limits=False),
-    TierShare(TenantTier.SCALE, tenants=15, requests=40, own_limits=True),
-    TierShare(TenantTier.GROWTH, tenants=30, requests=25, own_limits=True),
-    TierShare(TenantTier.STARTER, tenants=30, requests=10, own_limits=False),
-    TierShare(TenantTier.FREE, tenants=20, requests=5, own_limits=False),
+    TierShare(TenantTier.ENTERPRISE, tenants=5, requests=20),
+    TierShare(TenantTier.SCALE, tenants=15, requests=40, ample=_ALL),
+    TierShare(TenantTier.GROWTH, tenants=30, requests=25, ample=_ALL),
+    TierShare(TenantTier.STARTER, tenants=30, requests=10),
+    TierShare(TenantTier.FREE, tenants=20, requests=5, ample=(QuotaType.CONCURRENT_JOBS,)),
 )
-"""Large tenants send most. Free and Starter run into their tiers' limits, so about a tenth of all is refused."""
+"""Large tenants send most. Starter tenants come to have too many open jobs, Free ones send too fast: about a tenth of
+all is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,6 @@ def tenants(count: int, partitions: int, seed: int) -> list[BenchTenant]:
 
 def tenant_changes(made: list[BenchTenant]) -> Iterator[Keyed]:
     """What makes the tenants known to admission."""
-    ample = {QuotaType.RATE_LIMIT: AMPLE, QuotaType.CONCURRENT_JOBS: AMPLE, QuotaType.MONTHLY_RECONCILIATIONS: AMPLE}
     for number, tenant in enumerate(made):
         body = TenantChanged(
             version=1,
@@ -108,8 +109,8 @@ def tenant_changes(made: list[BenchTenant]) -> Iterator[Keyed]:
             status=TenantStatus.ACTIVE,
             root_id=tenant.root,
             parent_id=tenant.parent,
-            quotas=ample if tenant.share.own_limits else {},
-            burst=AMPLE if tenant.share.own_limits else None,
+            quotas=dict.fromkeys(tenant.share.ample, AMPLE),
+            burst=AMPLE if QuotaType.RATE_LIMIT in tenant.share.ample else None,
         )
         event = envelope(body, event_id=tenant.id, source=SOURCE, tenant=tenant.id, time=BEGINNING, subject=tenant.id)
         yield Keyed(tenant.partition, tenant.root.encode(), encode(event))

@@ -1,0 +1,114 @@
+"""A small run of the whole benchmark, on services of its own: every key, and counts that are right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from settler_streams.cli.main import settler
+from settler_streams.dev.bench import latency, report
+from settler_streams.dev.bench.ground import prepared
+from settler_streams.dev.bench.hops import HOPS
+from settler_streams.dev.bench.run import PARTS, Figures, Sizes, run
+from settler_streams.dev.stack.probes import apart
+
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
+
+REQUESTS, LONG_EVENTS = 3_000, 20_000
+SIZES = Sizes(
+    requests=REQUESTS,
+    rounds=1,
+    recovery_keys=4_000,
+    recorded_jobs=500,
+    latency=latency.Sizes(idle_jobs=5, burst_jobs=10, half_load_s=2.0),
+    tenants=100,
+)
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run keeps its services."""
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def figures(state_dir: Path) -> Figures:
+    """What a run measures."""
+
+    async def work() -> Figures:
+        async with prepared(state_dir, print) as ground:
+            return await run(ground, SIZES, PARTS)
+
+    return apart(work)
+
+
+@pytest.fixture(scope="module")
+def document(figures: Figures) -> dict[str, Any]:
+    """The run's JSON, read back."""
+    found: dict[str, Any] = json.loads(report.as_text(report.document(figures)))
+    return found
+
+
+def test_every_figure_is_there(document: dict[str, Any]) -> None:
+    rates = (
+        "stock_faust_eps",
+        "ceiling_eps",
+        "pipeline_eps",
+        "pipeline_two_workers_eps",
+        "recovery_keys_per_s",
+        "recorder_rows_per_s",
+        "peak_rss_mib",
+    )
+    assert {rate for rate in rates if document[rate] > 0} == set(rates)
+    for when in ("latency_idle_ms", "latency_half_load_ms"):
+        assert set(document[when]) == {"p50", "p99"}
+        assert 0 < document[when]["p50"] <= document[when]["p99"]
+        hops = document[when.replace("_ms", "_hops_ms")]
+        assert set(hops) == set(HOPS)
+        assert hops["executor"] > 0
+    assert document["machine"]["cpus"] >= 1
+
+
+def test_every_program_got_the_same_requests_and_answered_each(document: dict[str, Any]) -> None:
+    for program, runs in document["rounds"].items():
+        assert [run["events"] for run in runs] == [REQUESTS], program
+    for program in ("pipeline", "pipeline_two_workers"):
+        (one,) = document["rounds"][program]
+        assert one["admitted"] + sum(one["refused"].values()) == REQUESTS
+        assert one["admitted"] > REQUESTS / 2
+        assert "unknown_tenant" not in one["refused"]
+        assert 0 < one["broker_share"] < 1
+
+
+def test_a_long_run_decides_on_everything_and_samples_its_memory(tmp_path: Path) -> None:
+    """Through the command line: the file and the standard output say the same."""
+    ran = CliRunner().invoke(
+        settler,
+        ["bench", str(tmp_path / "bench.json"), "--json", "--events", str(LONG_EVENTS), "--state-dir", str(tmp_path)],
+        catch_exceptions=False,
+    )
+    assert ran.exit_code == 0
+    document = json.loads(ran.stdout)
+    assert document == json.loads((tmp_path / "bench.json").read_text())
+    assert set(document) == {"peak_rss_mib", "long_run", "machine"}
+    long = document["long_run"]
+    assert long["events"] == LONG_EVENTS
+    assert long["admitted"] > LONG_EVENTS / 2
+    assert long["rss_mib_samples"][-1][0] == LONG_EVENTS
+    assert 10 < min(mib for _, mib in long["rss_mib_samples"]) <= document["peak_rss_mib"]
+
+
+def test_the_table_shows_every_figure(document: dict[str, Any]) -> None:
+    shown = "\n".join(" ".join(row) for row in report.rows(document))
+    for letter in "abcdefg":
+        assert f"({letter}) " in shown
+    assert f"{document['pipeline_eps']:,} events/s" in shown
+
+
+def test_nothing_is_left_of_it(figures: Figures, state_dir: Path) -> None:
+    assert figures.pipeline
+    assert list(state_dir.iterdir()) == []
