@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from aiokafka.errors import ConsumerStoppedError, IllegalOperation, UnknownTopicOrPartitionError
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata, TopicPartition
 
 from tests.simulation.broker import Broker
 from tests.simulation.network import Network, Process
@@ -180,7 +180,7 @@ class Consumer:
 
 
 class Admin:
-    """The one question that a session asks an administrative client: which ids topics have."""
+    """What a session asks an administrative client: the ids of topics, and where its group stands."""
 
     def __init__(self, cluster: SimulatedCluster) -> None:
         self._cluster = cluster
@@ -188,6 +188,15 @@ class Admin:
     async def _send_request(self, request: Any) -> Any:
         found = await self._cluster.request("load", lambda: [self._topic(name) for name in request._topics])
         return SimpleNamespace(topics=found)
+
+    async def list_consumer_group_offsets(
+        self, group: str, *, partitions: Iterable[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """A committed offset for each partition, -1 where there is none."""
+        offsets = self._cluster.broker.offsets
+        return await self._cluster.request(
+            "load", lambda: {tp: OffsetAndMetadata(offsets.get((group, tp), -1), "") for tp in partitions}
+        )
 
     def _topic(self, name: str) -> tuple[int, str, str]:
         """Error code, name and id."""

@@ -79,6 +79,8 @@ class Member:
     def _new_session(self, partition: int) -> Session:
         return AskingSession(self._spec, partition, self._check_granted)
 
+    _is_assigned = Consumer._is_assigned
+
     async def is_assigned(self, partition: int) -> bool:
         """What the driver is told; it must ask again before each opening."""
         granted = await Consumer.is_assigned(self, partition)  # type: ignore[arg-type]
