@@ -34,7 +34,6 @@ class RequestReader:
         self._consumer = Cluster.of(settings).consumer(
             enable_auto_commit=False,
             auto_offset_reset="none",
-            fetch_max_wait_ms=100,
             max_partition_fetch_bytes=4 * 1024 * 1024,
         )
         self._turn = asyncio.Lock()
@@ -60,6 +59,9 @@ class RequestReader:
                 self._consumer.assign([tp])
                 self._consumer.seek(tp, ref.offset)
                 record = await self._consumer.getone(tp)
+                # Or the client goes on to ask for the next record, and the broker takes the next job's question only
+                # when it has answered that one: up to half a second later.
+                self._consumer.pause(tp)
         except OffsetOutOfRangeError as error:
             raise RecordError("request-gone", f"{tp.topic}-{tp.partition}@{ref.offset} is not in the log") from error
         except (KafkaError, TimeoutError) as error:

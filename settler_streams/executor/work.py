@@ -19,8 +19,9 @@ from settler_streams.adapters.postgres.results import MatchColumns, ReportRow, U
 from settler_streams.core.matching import Rules
 from settler_streams.events import FileRecords, InlineRecords, JobRequested
 from settler_streams.ids import TenantId
-from settler_streams.reconciliation.job import Reconciliation, reconcile
+from settler_streams.reconciliation.job import reconcile
 from settler_streams.reconciliation.report import CurrencyTotals, Report
+from settler_streams.reconciliation.result import Reconciliation
 from settler_streams.reconciliation.sources import FileSource, InlineSource, Source
 
 PREVIEW = "reconciliation-preview"
@@ -72,8 +73,8 @@ def run_job(request: JobRequested, tenant: TenantId, record_sets_dir: Path) -> A
         matches=_matches(result) if stored else [],
         unmatched=_unmatched(result) if stored else [],
         report=_report(result.report),
-        match_count=result.matches.height,
-        unmatched_count=result.unmatched.height,
+        match_count=sum(result.report.matches.values()),
+        unmatched_count=result.report.left.unmatched_rows + result.report.right.unmatched_rows,
         worker_us=(time.perf_counter_ns() - started) // 1000,
     )
 

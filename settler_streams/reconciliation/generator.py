@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from settler_streams.reconciliation.job import Reconciliation
+    from settler_streams.reconciliation.result import Reconciliation
 
 Record = dict[str, str]
 Match = tuple[str, tuple[str, ...]]

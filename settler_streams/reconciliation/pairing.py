@@ -7,10 +7,11 @@ Stages, each linear or n log n in the rows:
    taking these pairs by a join changes nothing; it also takes the worst case away: a million equal rows are one join.
 3. What is left is sorted and cut wherever two neighbours differ by more than the tolerance, then by more than the
    window: no pair crosses a cut. A component of one left and one right row is decided by a comparison.
-4. Only the other components, and the groups that may hold one-to-many matches, reach Python, smallest first, under a
-   step limit per component and one for the whole job.
+4. Only the other components, and the groups that may hold one-to-many matches, reach Python, smallest first, under the
+   step limits of ``decisions``.
 
 Time is therefore bounded by ``STEPS_PER_JOB_MAX`` steps of about 1 us on top of the joins, and memory by the rows.
+Small sets go through the same stages in ``small_pairing``, without tables.
 """
 
 from __future__ import annotations
@@ -20,21 +21,14 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from settler_streams.core.matching import Row, Rules, assign, settle
+from settler_streams.core.matching import Row, Rules
+from settler_streams.reconciliation.decisions import Component, Decisions
+from settler_streams.reconciliation.sources import key_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from settler_streams.reconciliation.records import RecordSet
-
-STEPS_PER_ROW_MAX = 64
-"""Look-ups per row of a component: enough for a window of a month in which every row has a neighbour on every day."""
-
-STEPS_PER_COMPONENT_MIN = 50_000
-"""A small component is not cut short by its size: the search for one payment takes at most about 40,000 steps."""
-
-STEPS_PER_JOB_MAX = 10_000_000
-"""About ten seconds of Python on a free core. Components run smallest first, so a huge one cannot starve the others."""
 
 _PAIRS = pl.Schema({"l": pl.UInt32, "r": pl.UInt32})
 
@@ -47,17 +41,14 @@ class Pairing:
         left, right: the rows of each side with ``gid``, the number of their group; null where no row of the other
             side has the same keys and currency.
         singles, groups, crossed: ``l``, ``r`` per matched pair; in ``groups`` a left row repeats, once per right row.
-        undecided_left, undecided_right: rows that a step limit left open.
     """
 
     left: pl.DataFrame
     right: pl.DataFrame
+    decisions: Decisions
     singles: pl.DataFrame = field(default_factory=_PAIRS.to_frame)
     groups: pl.DataFrame = field(default_factory=_PAIRS.to_frame)
     crossed: pl.DataFrame = field(default_factory=_PAIRS.to_frame)
-    undecided_left: list[int] = field(default_factory=list)
-    undecided_right: list[int] = field(default_factory=list)
-    steps: int = 0
 
     def used(self, side: str) -> pl.Series:
         """The row numbers of ``side`` (``l`` or ``r``) that are matched."""
@@ -66,10 +57,6 @@ class Pairing:
     def open_rows(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of each side that are not matched."""
         return _without(self.left, self.used("l")), _without(self.right, self.used("r"))
-
-    def steps_max(self, rows: int) -> int:
-        """What one component may still spend."""
-        return min(STEPS_PER_JOB_MAX - self.steps, max(STEPS_PER_COMPONENT_MIN, STEPS_PER_ROW_MAX * rows))
 
 
 def find_matches(left: RecordSet, right: RecordSet, rules: Rules, checkpoint: Callable[[], None]) -> Pairing:
@@ -81,14 +68,15 @@ def find_matches(left: RecordSet, right: RecordSet, rules: Rules, checkpoint: Ca
     Guarantee: the result depends only on the rows and the rules, not on the order of rows or of threads. Each row is
     used at most once.
     """
-    pairing = Pairing(*_group(left.rows, right.rows, [*rules.keys, "currency"]))
+    grouped = _group(left.rows, right.rows, [*key_columns(rules.keys), "currency"])
+    pairing = Pairing(*grouped, Decisions(rules, checkpoint))
     checkpoint()
     pairing.singles = _same_day_pairs(pairing.left, pairing.right)
     checkpoint()
-    _near_pairs(pairing, rules, checkpoint)
+    _near_pairs(pairing, rules)
     if rules.mode == "one_to_many":
         checkpoint()
-        _settle_groups(pairing, rules, checkpoint)
+        _settle_groups(pairing, rules)
     if not rules.currency_must_match:
         checkpoint()
         pairing.crossed = _crossed_pairs(*pairing.open_rows(), rules)
@@ -114,7 +102,7 @@ def _same_day_pairs(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:
     return ranked[0].join(ranked[1], on=[*cell, "rank"]).select(l="n", r="n_right")
 
 
-def _near_pairs(pairing: Pairing, rules: Rules, checkpoint: Callable[[], None]) -> None:
+def _near_pairs(pairing: Pairing, rules: Rules) -> None:
     """Pairs with a difference in amount or date, best first."""
     rows = _cut(_comparable(pairing), ["gid"], "amount", rules.amount_tolerance_minor)
     rows = _cut(rows, ["component"], "day", rules.date_window_days)
@@ -124,49 +112,20 @@ def _near_pairs(pairing: Pairing, rules: Rules, checkpoint: Callable[[], None]) 
     close = couples.filter((pl.col("amount") - pl.col("amount_right")).abs() <= rules.amount_tolerance_minor).select(
         l="n", r="n_right"
     )
-    found: list[tuple[int, int]] = []
-    for lefts, rights in _components(rows.filter(~lone)):
-        checkpoint()
-        result = assign(
-            lefts,
-            rights,
-            amount_tolerance_minor=rules.amount_tolerance_minor,
-            date_window_days=rules.date_window_days,
-            steps_max=pairing.steps_max(len(lefts) + len(rights)),
-        )
-        found += result.pairs
-        pairing.undecided_left += result.undecided_left
-        pairing.undecided_right += result.undecided_right
-        pairing.steps += result.steps
+    found = pairing.decisions.pairs(_components(rows.filter(~lone)))
     pairing.singles = pl.concat([pairing.singles, close, pl.DataFrame(found, schema=_PAIRS, orient="row")])
 
 
-def _settle_groups(pairing: Pairing, rules: Rules, checkpoint: Callable[[], None]) -> None:
+def _settle_groups(pairing: Pairing, rules: Rules) -> None:
     """Left rows that settle several right rows."""
     rows = _cut(_comparable(pairing), ["gid"], "day", rules.date_window_days)
-    found: list[tuple[int, int]] = []
-    for lefts, rights in _components(rows):
-        if len(rights) < 2:
-            continue
-        checkpoint()
-        result = settle(
-            lefts,
-            rights,
-            amount_tolerance_minor=rules.amount_tolerance_minor,
-            date_window_days=rules.date_window_days,
-            group_size_max=rules.group_size_max,
-            steps_max=pairing.steps_max(len(lefts) + len(rights)),
-        )
-        found += [(number, part) for number, parts in result.groups for part in parts]
-        pairing.undecided_left += result.undecided_left
-        pairing.undecided_right += result.undecided_right
-        pairing.steps += result.steps
+    found = pairing.decisions.groups(_components(rows))
     pairing.groups = pl.DataFrame(found, schema=_PAIRS, orient="row")
 
 
 def _crossed_pairs(left: pl.DataFrame, right: pl.DataFrame, rules: Rules) -> pl.DataFrame:
     """The only two open rows with the same keys, when their currencies differ."""
-    keys = list(rules.keys)
+    keys = key_columns(rules.keys)
     alone = [side.filter(pl.len().over(keys) == 1).select("n", "day", "currency", *keys) for side in (left, right)]
     return (
         alone[0]
@@ -198,7 +157,7 @@ def _cut(rows: pl.DataFrame, by: list[str], on: str, gap_max: int) -> pl.DataFra
     )
 
 
-def _components(rows: pl.DataFrame) -> Iterator[tuple[list[Row], list[Row]]]:
+def _components(rows: pl.DataFrame) -> Iterator[Component]:
     """Each component's left and right rows, the smallest component first."""
     order = rows.select(
         "is_right",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from settler_streams.core.matching import Reason, Rules
+from settler_streams.reconciliation.sources import key_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ def explain(
     """Add ``reason`` to the open rows.
 
     Args:
-        open_rows: unmatched rows of one side, with ``n``, ``gid``, ``amount``, ``day`` and the keys.
+        open_rows: unmatched rows of one side, with ``n``, ``gid``, ``amount``, ``day`` and the key columns.
         others: all rows of the other side, matched ones included.
         undecided: row numbers that a step limit left open.
     """
@@ -53,7 +54,7 @@ def _with_keys(rows: pl.DataFrame, others: pl.DataFrame, rules: Rules) -> pl.Dat
     """The rows whose keys some other row has, in whatever currency."""
     if not rules.keys:
         return rows if others.height else rows.clear()
-    return rows.join(others, on=list(rules.keys), how="semi")
+    return rows.join(others, on=key_columns(rules.keys), how="semi")
 
 
 def _within_tolerance(
@@ -73,6 +74,8 @@ def _within_tolerance(
             break
         checkpoint()
         moved = unsure.with_columns(day=pl.col("day") + offset).join(days, on=["gid", "day"], how="semi")
+        if moved.is_empty():
+            continue
         hit = _nearest(moved, others, ["gid", "day"], tolerance)
         settled.append(hit.select("n", dated=pl.lit(value=True)))
         unsure = unsure.join(hit, on="n", how="anti")

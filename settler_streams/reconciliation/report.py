@@ -57,6 +57,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...]
 
 
+Sums = dict[str, tuple[int, int]]
+"""By currency: how many rows, and their sum in minor units."""
+
+
 def build_report(
     sides: Sequence[RecordSet], matches: pl.DataFrame, matched: Sequence[pl.DataFrame], unmatched: pl.DataFrame
 ) -> Report:
@@ -90,14 +94,52 @@ def build_report(
     return report
 
 
+def side_report(
+    *, invalid_rows: int, reasons: dict[str, int], readable: Sums, matched: Sums, unmatched: Sums
+) -> SideReport:
+    """Put the sums of one side together. Invalid rows have no currency and are in none of them."""
+    none = (0, 0)
+    return SideReport(
+        rows=invalid_rows + sum(rows for rows, _ in readable.values()),
+        matched_rows=sum(rows for rows, _ in matched.values()),
+        unmatched_rows=invalid_rows + sum(rows for rows, _ in unmatched.values()),
+        invalid_rows=invalid_rows,
+        reasons=dict(sorted(reasons.items())),
+        currencies=tuple(
+            CurrencyTotals(
+                currency=currency,
+                rows=readable.get(currency, none)[0],
+                total_minor=readable.get(currency, none)[1],
+                matched_rows=matched.get(currency, none)[0],
+                matched_minor=matched.get(currency, none)[1],
+                unmatched_rows=unmatched.get(currency, none)[0],
+                unmatched_minor=unmatched.get(currency, none)[1],
+            )
+            for currency in sorted(readable.keys() | matched.keys() | unmatched.keys())
+        ),
+    )
+
+
 def check_balance(report: Report, matches: pl.DataFrame) -> None:
-    """Raise unless total = matched + unmatched everywhere, in rows and minor units, and the differences add up."""
-    for name, side in (("left", report.left), ("right", report.right)):
+    """:func:`check_sums` of a table of matches."""
+    crossed = matches.filter(pl.col("difference_minor").is_null())
+    check_sums(report, *(_sums(crossed, f"{side}_currency", f"{side}_amount_minor") for side in ("left", "right")))
+
+
+def check_sums(report: Report, crossed_left: Sums, crossed_right: Sums) -> None:
+    """Raise unless total = matched + unmatched everywhere, in rows and minor units, and the differences add up.
+
+    Args:
+        crossed_left, crossed_right: what the matches across currencies take from each side.
+
+    Raises:
+        StateError: the report does not balance; the result must not be used.
+    """
+    for name, side, crossed in (("left", report.left, crossed_left), ("right", report.right, crossed_right)):
         if side.rows != side.matched_rows + side.unmatched_rows:
             raise StateError(f"{name}: {side.rows} rows are not {side.matched_rows} + {side.unmatched_rows}")
         if side.unmatched_rows != sum(side.reasons.values()):
             raise StateError(f"{name}: {side.unmatched_rows} unmatched rows have {sum(side.reasons.values())} reasons")
-        crossed = _crossed(matches, name)
         differences = {entry.currency: entry for entry in report.differences}
         for totals in side.currencies:
             if totals.total_minor != totals.matched_minor + totals.unmatched_minor:
@@ -106,41 +148,24 @@ def check_balance(report: Report, matches: pl.DataFrame) -> None:
                 raise StateError(f"{name}, {totals.currency}: the rows do not balance: {totals}")
             entry = differences.get(totals.currency)
             same_minor = 0 if entry is None else entry.left_minor if name == "left" else entry.right_minor
-            if totals.matched_minor != same_minor + crossed.get(totals.currency, 0):
+            if totals.matched_minor != same_minor + crossed.get(totals.currency, (0, 0))[1]:
                 raise StateError(f"{name}, {totals.currency}: the matches do not add up to {totals.matched_minor}")
     for entry in report.differences:
         if entry.left_minor - entry.right_minor != entry.difference_minor:
             raise StateError(f"{entry.currency}: the differences do not add up: {entry}")
 
 
-def _crossed(matches: pl.DataFrame, side: str) -> dict[str, int]:
-    """The sum that matches across currencies take from each currency of one side."""
-    crossed = matches.filter(pl.col("difference_minor").is_null())
-    return dict(crossed.group_by(f"{side}_currency").agg(pl.col(f"{side}_amount_minor").sum()).iter_rows())
-
-
 def _side(records: RecordSet, matched: pl.DataFrame, unmatched: pl.DataFrame) -> SideReport:
     money = ["currency", "amount"]
-    readable = pl.concat([records.rows.select(money), records.duplicates.select(money)])
-    # Invalid rows have no currency and stay outside of the sums.
-    open_money = unmatched.filter(pl.col("currency").is_not_null()).select("currency", amount="amount_minor")
-    columns = ["rows", "total_minor", "matched_rows", "matched_minor", "unmatched_rows", "unmatched_minor"]
-    sums = _sums(readable, "rows", "total_minor")
-    for part in (
-        _sums(matched.select(money), "matched_rows", "matched_minor"),
-        _sums(open_money, "unmatched_rows", "unmatched_minor"),
-    ):
-        sums = sums.join(part, on="currency", how="full", coalesce=True)
-    sums = sums.with_columns(pl.col(columns).fill_null(0)).sort("currency")
-    return SideReport(
-        rows=records.height,
-        matched_rows=matched.height,
-        unmatched_rows=unmatched.height,
+    return side_report(
         invalid_rows=records.invalid.height,
-        reasons=dict(unmatched.group_by("reason").len().sort("reason").iter_rows()),
-        currencies=tuple(CurrencyTotals(**row) for row in sums.iter_rows(named=True)),
+        reasons=dict(unmatched.group_by("reason").len().iter_rows()),
+        readable=_sums(pl.concat([records.rows.select(money), records.duplicates.select(money)]), *money),
+        matched=_sums(matched, *money),
+        unmatched=_sums(unmatched.filter(pl.col("currency").is_not_null()), "currency", "amount_minor"),
     )
 
 
-def _sums(rows: pl.DataFrame, count: str, total: str) -> pl.DataFrame:
-    return rows.group_by("currency").agg(pl.len().alias(count), pl.col("amount").sum().alias(total))
+def _sums(rows: pl.DataFrame, currency: str, amount: str) -> Sums:
+    sums = rows.group_by(currency).agg(pl.len().alias("_rows"), pl.col(amount).sum().alias("_minor"))
+    return {name: (count, total) for name, count, total in sums.iter_rows()}

@@ -1,10 +1,10 @@
 """Record sets as they come: a file in one of three formats, or rows inside the job, read into text columns.
 
-Every format ends in the same raw table, all columns text, so that one parser decides what an amount or a date is:
+Every format ends in the same raw columns, all text, so that what an amount or a date is does not depend on the format:
 
 =========== =============================================================================
-``row``      position in the set, from 1
-``id`` …     ``id``, ``amount`` or ``amount_minor``, ``currency``, ``date`` and the match keys
+``id`` …     ``id``, ``amount`` or ``amount_minor`` (or both), ``currency`` and ``date``
+``_key0`` …  the match keys in the order of the rules; their own names could be those of our columns
 ``_defect``  why the row could not even be read, else null
 =========== =============================================================================
 """
@@ -55,9 +55,19 @@ class InlineSource(msgspec.Struct, frozen=True, tag="inline", forbid_unknown_fie
 
 Source = FileSource | InlineSource
 
+TextColumns = dict[str, list[str | None]]
+"""The raw columns as lists of equal length."""
 
-def read_source(source: Source, keys: Sequence[str], *, tenant: TenantId, record_sets_dir: Path) -> pl.DataFrame:
-    """The raw table of a record set.
+
+def key_columns(keys: Sequence[str]) -> list[str]:
+    """The raw columns that hold the match keys."""
+    return [f"_key{place}" for place in range(len(keys))]
+
+
+def read_source(
+    source: Source, keys: Sequence[str], *, tenant: TenantId, record_sets_dir: Path
+) -> pl.DataFrame | TextColumns:
+    """The raw columns of a record set: lists where it came as objects, else a table.
 
     Raises:
         InvalidRequestError: the path leaves the tenant's directory, the file cannot be parsed at all, a column is
@@ -96,8 +106,8 @@ def _read_table(content: bytes, file_format: Literal["csv", "parquet"], keys: Se
 def _text_columns(table: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     columns = _columns(table.columns, keys)
     return table.select(
-        pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).alias("row"),
         *(_as_text(name, table.schema[name]) for name in columns),
+        *(_as_text(name, table.schema[name]).alias(alias) for name, alias in zip(keys, key_columns(keys), strict=True)),
         pl.lit(None, dtype=pl.String).alias("_defect"),
     )
 
@@ -118,7 +128,7 @@ def _columns(present: Iterable[str], keys: Sequence[str]) -> list[str]:
     amounts = [name for name in _AMOUNTS if name in have]
     if len(amounts) != 1:
         raise InvalidRequestError("give one of the columns amount and amount_minor")
-    return [*_REQUIRED, *amounts, *keys]
+    return [*_REQUIRED, *amounts]
 
 
 class _InexactNumber(str):
@@ -139,14 +149,15 @@ def _json_object(line: bytes) -> tuple[Mapping[str, Any], str | None]:
         return {}, f"not a JSON object: {error}"
 
 
-def _from_objects(objects: Iterable[tuple[Mapping[str, Any], str | None]], keys: Sequence[str]) -> pl.DataFrame:
+def _from_objects(objects: Iterable[tuple[Mapping[str, Any], str | None]], keys: Sequence[str]) -> TextColumns:
     """Objects may differ in their fields, so a field that is missing makes its row invalid, not the set."""
     names = (*_REQUIRED, *_AMOUNTS, *keys)
-    columns: dict[str, list[str | None]] = {name: [] for name in (*names, "_defect")}
+    columns: TextColumns = {name: [] for name in (*_REQUIRED, *_AMOUNTS, *key_columns(keys), "_defect")}
+    *texts, defects = columns.values()
     for count, (fields, unreadable) in enumerate(objects, 1):
         _check_rows(count)
         defect = unreadable
-        for name in names:
+        for name, column in zip(names, texts, strict=True):
             value = fields.get(name)
             if value is not None and type(value) is not str:
                 # A bool is an int to Python, and the text of an integer of any length is a way to burn time.
@@ -155,10 +166,9 @@ def _from_objects(objects: Iterable[tuple[Mapping[str, Any], str | None]], keys:
                 else:
                     defect = defect or f"{name}: give text or a 64-bit integer"
                     value = None
-            columns[name].append(value)
-        columns["_defect"].append(defect)
-    table = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
-    return table.with_row_index("row", offset=1)
+            column.append(value)
+        defects.append(defect)
+    return columns
 
 
 def _check_rows(count: int) -> None:

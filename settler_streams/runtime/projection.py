@@ -69,7 +69,7 @@ class ProjectionSession:
         self.taken = True  # a projection is not taken: whoever moves its position first has moved it
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
-        self._consumer = new_consumer(spec.cluster, f"{spec.consumer}-{partition}", None)
+        self._consumer = new_consumer(spec.cluster, f"{spec.consumer}-{partition}")
         self._reader: InputReader
         self.producer: aiokafka.AIOKafkaProducer | None = None
         """For dead letters; None where the topology lets the role write none."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.errors import StateError, UnavailableError
@@ -49,13 +49,23 @@ class InputReader:
         """What has arrived, bounded in records and bytes; empty after ``wait_s`` seconds.
 
         Raises:
-            KafkaError: the log no longer holds the position, or the broker refuses this reader.
+            KafkaError: the log no longer holds the position, an input is gone, or the broker refuses this reader.
         """
         records: Mapping[TopicPartition, Sequence[ConsumerRecord[bytes, bytes]]] = await self._consumer.getmany(
             timeout_ms=int(wait_s * 1000), max_records=BATCH_RECORDS_MAX
         )
+        self._check_inputs()
         self._observe_lag(records)
         return records
+
+    def _check_inputs(self) -> None:
+        """A fetch of a topic that is gone is asked again and again, without an error, and reads on in its namesake.
+
+        The client's metadata, which it renews at each such refusal, knows; the next opening finds out what is meant.
+        """
+        for tp in self._inputs:
+            if self._consumer.partitions_for_topic(tp.topic) is None:
+                raise UnknownTopicOrPartitionError(f"{tp.topic} is gone")
 
     async def backlog(self) -> tuple[list[int], bool]:
         """The offsets that are read next, and whether the broker, asked now, holds records there.
@@ -96,16 +106,14 @@ def kafka_errors(reader: object) -> Iterator[None]:
         raise UnavailableError(f"{reader}: {error!r}") from error
 
 
-def new_consumer(cluster: Cluster, name: str, group: str | None) -> aiokafka.AIOKafkaConsumer:
-    """A consumer as a session wants it, not started: committed records only, and no offset is ever reset.
+def new_consumer(cluster: Cluster, name: str) -> aiokafka.AIOKafkaConsumer:
+    """A consumer as a session wants it, not started: committed records only, no offset is ever reset, no group.
 
-    Args:
-        name: shown in the broker's logs.
-        group: whose committed offsets it can read; it does not join.
+    One with a group's name must not be assigned anew: aiokafka's coordinator then fails an assertion now and then.
+    ``name`` is shown in the broker's logs.
     """
     return cluster.consumer(
         client_id=name,
-        group_id=group,
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="none",

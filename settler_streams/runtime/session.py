@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import aiokafka
 import structlog
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -21,7 +22,7 @@ from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
 from settler_streams.errors import FencedError, StateError, UnavailableError
-from settler_streams.runtime.intake import Intake, Raw
+from settler_streams.runtime.intake import Intake
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.state import Overlay, StateCodec
@@ -34,6 +35,8 @@ TRANSACTION_TIMEOUT_MS = 10_000
 """A hung transaction hides others' committed records on the same partition until it times out; the default is 60 s."""
 OPEN_DEADLINE_S = 120.0
 """Longest opening of a session; state loads at well over 100,000 keys a second."""
+COMMITTED_RETRY_S = 0.1
+"""A broker that has just started may not know a group's offsets yet; it is asked again, as long as opening may take."""
 RETRY_BACKOFF_MS = 10
 """The broker answers the first produce of a transaction with a retriable error while it still completes the former
 one; with aiokafka's default of 100 ms that would cost a quarter of the throughput."""
@@ -132,8 +135,10 @@ class Session:
             await self.close()
             raise UnavailableError(f"{self.id}: could not take over the fold: {error!r}") from error
         except StateError as error:
-            overtaken = await self._is_fenced()
-            await self.close()
+            try:
+                overtaken = await self._is_fenced()
+            finally:
+                await self.close()
             if overtaken:
                 raise FencedError(f"{self.id}: a newer owner took over while this one was opening") from error
             raise
@@ -170,40 +175,54 @@ class Session:
 
     async def _load(self) -> None:
         changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)
-        consumer = self._consumer = new_consumer(self.spec.cluster, self.id.transactional_id, self.id.group)
+        consumer = self._consumer = new_consumer(self.spec.cluster, self.id.transactional_id)
         await consumer.start()
         consumer.assign([changelog])
         await self._read_changelog(consumer, changelog)
         clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
         self.now_ms = clock.now_ms
-        await self._check_topics(clock.topic_ids)
-        await self._read_positions(consumer, clock.positions)
+        async with self.spec.cluster.admin() as client:
+            await self._check_topics(client, clock.topic_ids)
+            committed = await self._committed(client)
+        await self._read_positions(consumer, clock.positions, committed)
         self._reader = InputReader(self.id.role, consumer, self.positions)
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
-    async def _check_topics(self, stored: Mapping[str, str]) -> None:
+    async def _check_topics(self, client: AIOKafkaAdminClient, stored: Mapping[str, str]) -> None:
         """The inputs must be those that the positions were stored for; the broker drops its offsets with a topic."""
         names = {self.spec.topic(name): name for name in self.spec.declared.inputs}
-        async with self.spec.cluster.admin() as client:
-            self.topic_ids = {names[topic]: known for topic, known in (await topic_ids(client, names)).items()}
+        self.topic_ids = {names[topic]: known for topic, known in (await topic_ids(client, names)).items()}
         for name, known in self.topic_ids.items():
             if stored.get(name, known) != known:
                 raise StateError(
                     f"{self.id}: topic {name!r} was re-created; the fold has a position in an earlier one of that name"
                 )
 
-    async def _read_positions(self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int]) -> None:
+    async def _committed(self, client: AIOKafkaAdminClient) -> dict[TopicPartition, int]:
+        """The group's committed offsets where the broker has some; asked again while it starts up."""
+        tps = self.spec.inputs(self.id.partition)
+        while True:
+            try:
+                found = await client.list_consumer_group_offsets(self.id.group, partitions=tps)
+                if found.keys() >= set(tps):
+                    return {tp: known.offset for tp, known in found.items() if known.offset >= 0}
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+            await asyncio.sleep(COMMITTED_RETRY_S)
+
+    async def _read_positions(
+        self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int], committed: Mapping[TopicPartition, int]
+    ) -> None:
         """Positions as stored in the state; Kafka's committed offsets must agree where the broker still has them."""
         inputs = dict(zip(self.spec.inputs(self.id.partition), self.spec.declared.inputs, strict=True))
-        consumer.assign(list(inputs))
         beginnings = await consumer.beginning_offsets(list(inputs))
         ends = await consumer.end_offsets(list(inputs))
         for tp, name in inputs.items():
             position = stored.get(name, beginnings[tp])  # an input that was never read starts at its beginning
-            committed = await consumer.committed(tp)
-            if committed is not None and committed != position:
+            if (offset := committed.get(tp, position)) != position:
                 raise StateError(
-                    f"{self.id}: Kafka has the offset {committed} of {tp.topic}-{tp.partition}, the state {position}; "
+                    f"{self.id}: Kafka has the offset {offset} of {tp.topic}-{tp.partition}, the state {position}; "
                     "they are committed together, so one of them was changed from outside"
                 )
             if not beginnings[tp] <= position <= ends[tp]:
@@ -220,9 +239,7 @@ class Session:
         consumer.seek(changelog, start)
         while await consumer.position(changelog) < end:
             for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
-                for record in records:
-                    key = _state_key(record)
-                    self.state.load(key, None if record.value is None else self.codec.decode(key, record.value))
+                self.state.load_changelog(self.codec, records)
 
     def named(self, positions: Mapping[TopicPartition, int]) -> dict[str, int]:
         """Positions by the declared names of their topics."""
@@ -245,9 +262,16 @@ class Session:
 
         Raises:
             UnavailableError: they cannot be read.
+            FencedError: another owner has taken over, and retention has cut what it has read since.
+            StateError: the log does not hold the position any more.
         """
-        with kafka_errors(self.id):
-            return await self._reader.fetch(wait_s)
+        try:
+            with kafka_errors(self.id):
+                return await self._reader.fetch(wait_s)
+        except StateError as error:
+            if await self._is_fenced():
+                raise FencedError(f"{self.id}: a newer owner has read on, and the log was cut behind it") from error
+            raise
 
     async def backlog(self) -> tuple[list[int], bool]:
         """The offsets that are read next, and whether the broker, asked now, holds records there.
@@ -271,11 +295,3 @@ class Session:
                 await asyncio.gather(*(client.stop() for client in clients))
         except (TimeoutError, KafkaError) as error:
             log.warning("clients did not stop cleanly", fold=self.id.transactional_id, error=repr(error))
-
-
-def _state_key(record: Raw) -> str:
-    try:
-        return str(record.key, encoding="utf-8")
-    except (TypeError, UnicodeDecodeError) as error:
-        where = f"{record.topic}-{record.partition}@{record.offset}"
-        raise StateError(f"changelog record {where}: {record.key!r} is no state key") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
 import msgspec
 
 from settler_streams.core.fold import Value
 from settler_streams.errors import StateError
+from settler_streams.runtime.intake import Raw
 
 _PACK = msgspec.msgpack.Encoder()
 
@@ -18,6 +19,7 @@ class StateCodec:
     def __init__(self, kinds: Mapping[str, type[Value]]) -> None:
         self._kinds = kinds
         self._decoders = {prefix: msgspec.msgpack.Decoder(kind) for prefix, kind in kinds.items()}
+        self._present = {prefix: (kind.FORMAT, self._decoders[prefix].decode) for prefix, kind in kinds.items()}
 
     def encode(self, value: Value) -> bytes:
         """The changelog record's value."""
@@ -36,12 +38,38 @@ class StateCodec:
             raise StateError(f"changelog key {key!r}: no state of the kind {prefix!r} is known to this version")
         try:
             if stored[0] == kind.FORMAT:
-                return self._decoders[prefix].decode(memoryview(stored)[1:])
+                return self._decoders[prefix].decode(stored[1:])
             if stored[0] == kind.FORMAT - 1:
                 return kind.from_previous(stored[1:])
         except (msgspec.DecodeError, ValueError, IndexError) as error:
             raise StateError(f"changelog key {key!r}: stored value does not decode: {error}") from error
         raise StateError(f"changelog key {key!r}: stored format {stored[0]}, this version reads {kind.FORMAT}")
+
+    def load(self, records: Iterable[Raw], values: dict[str, Value]) -> None:
+        """Put the records of a changelog into ``values``, in order. Written for speed: a million keys are no rarity.
+
+        Raises:
+            StateError: as :meth:`decode`; or a key is not text.
+        """
+        present = self._present
+        for record in records:
+            try:
+                key = record.key.decode()
+            except (AttributeError, UnicodeDecodeError) as error:
+                where = f"{record.topic}-{record.partition}@{record.offset}"
+                raise StateError(f"changelog record {where}: {record.key!r} is no state key") from error
+            stored = record.value
+            if stored is None:
+                values.pop(key, None)
+                continue
+            known = present.get(key[: key.find("/")])
+            if known is not None and stored and stored[0] == known[0]:
+                try:
+                    values[key] = known[1](stored[1:])
+                except (msgspec.DecodeError, ValueError) as error:
+                    raise StateError(f"changelog key {key!r}: stored value does not decode: {error}") from error
+            else:
+                values[key] = self.decode(key, stored)
 
 
 class Overlay(MutableMapping[str, Value]):
@@ -64,6 +92,14 @@ class Overlay(MutableMapping[str, Value]):
             self._values.pop(key, None)
         else:
             self._values[key] = value
+
+    def load_changelog(self, codec: StateCodec, records: Iterable[Raw]) -> None:
+        """Take many records of the changelog.
+
+        Raises:
+            StateError: one of them cannot be read.
+        """
+        codec.load(records, self._values)
 
     def apply(self, changes: Mapping[str, Value | None]) -> None:
         """Put the changes of one decision; ``None`` deletes."""

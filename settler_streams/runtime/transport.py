@@ -113,16 +113,16 @@ class Consumer(stock.Consumer):
         What the member itself believes is not enough: one that was frozen opens a fold that has long had a new owner.
         """
 
-        async def work(consumer: aiokafka.AIOKafkaConsumer) -> bool:
-            coordinator = consumer._coordinator  # noqa: SLF001 - no public door to a heartbeat
-            alive = await coordinator._do_heartbeat()  # noqa: SLF001
-            current = alive and not coordinator._rejoin_needed_fut.done()  # noqa: SLF001 - a newer generation forms
-            return current and all(
-                TopicPartition(topic, partition) in consumer.assignment() for topic in self.app.input_topics
-            )
-
-        assigned: bool = await self._thread.in_thread(work)
+        assigned: bool = await self._thread.in_thread(lambda consumer: self._is_assigned(consumer, partition))
         return assigned
+
+    async def _is_assigned(self, consumer: aiokafka.AIOKafkaConsumer, partition: int) -> bool:
+        coordinator = consumer._coordinator  # noqa: SLF001 - no public door to a heartbeat
+        alive = await coordinator._do_heartbeat()  # noqa: SLF001
+        current = alive and not coordinator._rejoin_needed_fut.done()  # noqa: SLF001 - a newer generation forms
+        return current and all(
+            TopicPartition(topic, partition) in consumer.assignment() for topic in self.app.input_topics
+        )
 
     async def standings(self) -> dict[int, Standing]:
         """Where each fold stands, by partition number.

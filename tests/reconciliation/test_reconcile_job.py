@@ -14,12 +14,22 @@ import pytest
 from settler_streams.core.matching import Rules
 from settler_streams.errors import InvalidRequestError, StateError
 from settler_streams.ids import TenantId
-from settler_streams.reconciliation import pairing
+from settler_streams.reconciliation import decisions
+from settler_streams.reconciliation import job as job_module
 from settler_streams.reconciliation.generator import RULES, generate
-from settler_streams.reconciliation.job import Reconciliation, ReconciliationCancelledError, reconcile
+from settler_streams.reconciliation.job import ReconciliationCancelledError, reconcile
 from settler_streams.reconciliation.records import parse_records
 from settler_streams.reconciliation.report import Report, build_report, check_balance
+from settler_streams.reconciliation.result import Reconciliation
 from settler_streams.reconciliation.sources import FileSource, InlineSource, Source, read_source
+
+
+@pytest.fixture(autouse=True, params=["without tables", "with tables"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sets take the one path, large ones the other; here both have to do everything."""
+    if request.param == "with tables":
+        monkeypatch.setattr(job_module, "SMALL_ROWS_MAX", -1)
+
 
 TENANT = TenantId("0197e000-0000-7000-8000-00000000000a")
 BY_REFERENCE = Rules(keys=("reference",), amount_tolerance_minor=50, date_window_days=3, mode="one_to_many")
@@ -182,7 +192,7 @@ def test_cancelling_stops_at_every_stage() -> None:
 
 
 def test_rows_beyond_the_step_limit_are_reported_and_the_report_balances(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "STEPS_PER_JOB_MAX", 100)
+    monkeypatch.setattr(decisions, "STEPS_PER_JOB_MAX", 100)
     left = [row(f"p{n:03}", f"{10 + n // 10}.{n % 10}0", "A") for n in range(100)]
     right = [row(f"i{n:03}", f"{10 + n // 10}.{n % 10}3", "A") for n in range(100)]
     report = run(left, right).report
@@ -192,7 +202,7 @@ def test_rows_beyond_the_step_limit_are_reported_and_the_report_balances(monkeyp
 
 
 def test_small_components_are_not_starved_by_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "STEPS_PER_JOB_MAX", 50)
+    monkeypatch.setattr(decisions, "STEPS_PER_JOB_MAX", 50)
     left = [row(f"p{n:03}", "1.00", "big") for n in range(60)] + [
         row("q1", "2.00", "small"),
         row("q2", "2.01", "small"),

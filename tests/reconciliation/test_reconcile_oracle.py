@@ -1,22 +1,19 @@
-"""A whole reconciliation equals a slow one that compares every row with every other."""
+"""A whole reconciliation, with tables and without, equals a slow one that compares every row with every other."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settler_streams.core.matching import Rules
-from settler_streams.ids import TenantId
-from settler_streams.reconciliation.job import Reconciliation, reconcile
-from settler_streams.reconciliation.sources import InlineSource
+from settler_streams.reconciliation.result import Reconciliation
+from tests.reconciliation.both_paths import reconcile_both
 
-TENANT = TenantId("0197e000-0000-7000-8000-00000000000a")
 FIRST = dt.date(2026, 1, 1)
 
 
@@ -142,8 +139,7 @@ def as_row(line: Line) -> dict[str, Any]:
 
 
 def run(left: list[Line], right: list[Line], rules: Rules) -> Reconciliation:
-    sides = [InlineSource([as_row(line) for line in side]) for side in (left, right)]
-    return reconcile(*sides, rules, tenant=TENANT, record_sets_dir=Path("/nowhere"))
+    return reconcile_both([as_row(line) for line in left], [as_row(line) for line in right], rules)
 
 
 @settings(max_examples=400, deadline=None)

@@ -11,9 +11,10 @@ import pytest
 
 from settler_streams.core.matching import Rules
 from settler_streams.ids import TenantId
-from settler_streams.reconciliation import pairing
-from settler_streams.reconciliation.job import Reconciliation, reconcile
+from settler_streams.reconciliation import decisions
+from settler_streams.reconciliation.job import reconcile
 from settler_streams.reconciliation.measure import Measurement
+from settler_streams.reconciliation.result import Reconciliation
 from settler_streams.reconciliation.sources import FileSource
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def test_rows_that_all_miss_the_window_are_explained(tmp_path: Path) -> None:
 
 
 def test_a_subset_sum_over_everything_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "STEPS_PER_JOB_MAX", 1_000_000)
+    monkeypatch.setattr(decisions, "STEPS_PER_JOB_MAX", 1_000_000)
     left = [(2 * n + 100_001, "2026-01-01") for n in range(ROWS)]
     right = [(2 * n + 2, "2026-01-01") for n in range(ROWS)]
     result = run(tmp_path, left, right, mode="one_to_many")

@@ -15,15 +15,17 @@ from settler_streams.errors import InvalidRequestError
 from settler_streams.ids import TenantId
 from settler_streams.reconciliation import sources
 from settler_streams.reconciliation.currencies import exponent, major_text
-from settler_streams.reconciliation.records import TOTAL_MINOR_MAX, RecordSet, parse_records
+from settler_streams.reconciliation.defects import TOTAL_MINOR_MAX
+from settler_streams.reconciliation.records import RecordSet
 from settler_streams.reconciliation.sources import FileSource, InlineSource, Source, read_source
+from tests.reconciliation.both_paths import parse_both
 
 TENANT = TenantId("0197e000-0000-7000-8000-00000000000a")
 KEYS = ("reference",)
 
 
 def parse(source: Source, folder: Path = Path("/nowhere"), keys: tuple[str, ...] = KEYS) -> RecordSet:
-    return parse_records(read_source(source, keys, tenant=TENANT, record_sets_dir=folder), keys)
+    return parse_both(read_source(source, keys, tenant=TENANT, record_sets_dir=folder), keys)
 
 
 def row(**fields: Any) -> dict[str, Any]:
@@ -50,6 +52,9 @@ def file(folder: Path, name: str, content: bytes) -> FileSource:
         ("1.2345", "CLF", 12345),
         ("40000000000000000.01", "USD", 4_000_000_000_000_000_001),
         (5, "EUR", 500),
+        ("-0", "EUR", 0),
+        ("0" * 5000 + "1", "EUR", 100),
+        ("-" + "0" * 30, "KWD", 0),
     ],
 )
 def test_decimal_text_becomes_minor_units(amount: Any, currency: str, minor: int) -> None:
@@ -91,6 +96,13 @@ def test_decimal_text_becomes_minor_units(amount: Any, currency: str, minor: int
         ({"date": "31.01.2026"}, "date"),
         ({"date": "2026-01-31T00:00:00Z"}, "date"),
         ({"date": None}, "date"),
+        ({"date": "0000-12-31"}, "date"),
+        ({"date": "２026-01-31"}, "date"),  # noqa: RUF001
+        ({"date": "2026-W05-6"}, "date"),
+        ({"date": "2026-01-31\n"}, "date"),
+        ({"currency": "EUR\n"}, "currency"),
+        ({"amount_minor": "1_0", "amount": None}, "amount_minor: not an integer"),
+        ({"amount": "-" + "9" * 5000}, "beyond 64 bits"),
         ({"id": ""}, "id: missing"),
         ({"id": None}, "id: missing"),
         ({"id": "a\0b"}, "id: holds U\\+0000"),

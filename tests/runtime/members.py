@@ -37,6 +37,7 @@ class Worker:
             input_topics=(log.full("usage-events"),),
             partitions=counter.PARTITIONS,
             new_session=new_session,
+            output_topics={log.full(f"counter-{kind}"): counter.PARTITIONS for kind in ("changelog", "journal")},
         )
         self.table = self.app.fold_table(log.full("counter-changelog"), counter.Counter.kinds)
         self.app.batch_agent(agent or count)

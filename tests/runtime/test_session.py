@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 import pytest_asyncio
-from aiokafka.admin import RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
@@ -144,10 +144,10 @@ async def test_an_opening_that_a_newer_owner_overtakes_is_fenced(log: KafkaLog, 
     overtaken = Session(spec, partition)
     check_topics = overtaken._check_topics
 
-    async def overtake(stored: Mapping[str, str]) -> None:
+    async def overtake(client: AIOKafkaAdminClient, stored: Mapping[str, str]) -> None:
         owner = await opened(partition)
         await fold(owner, await arrived(log, owner))
-        await check_topics(stored)
+        await check_topics(client, stored)
 
     overtaken._check_topics = overtake  # type: ignore[method-assign]
     with pytest.raises(FencedError, match="while this one was opening"):
@@ -216,6 +216,45 @@ async def test_a_changelog_of_tombstones_loads_as_no_state(log: KafkaLog, opened
     assert dict((await opened(partition)).state) == {}
 
 
+async def test_a_changelog_whose_records_are_all_gone_loads_as_no_state(
+    log: KafkaLog, opened: Open, partition: int
+) -> None:
+    """Its offsets go on where they were: it begins and ends at one that is not zero."""
+    topic = log.full("counter-changelog")
+    offsets = await log.append("counter-changelog", partition, [(b"sum/1", None)] * 3)
+    async with Cluster.of(log.settings).admin() as client:
+        await _set_config(client, topic, {"cleanup.policy": "delete"})
+        await client.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=offsets[-1] + 1)})
+        await _set_config(client, topic, {"cleanup.policy": "compact"})
+    session = await opened(partition)
+    assert dict(session.state) == {}
+
+
+@pytest.mark.slow
+async def test_a_changelog_that_was_compacted_to_tombstones_loads_as_no_state(
+    log: KafkaLog, opened: Open, partition: int
+) -> None:
+    """The values that they deleted are gone: the broker's cleaner has been there, and has left holes."""
+    topic = log.full("counter-changelog")
+    value = StateCodec(Counter.kinds).encode(Sum(1, 1))
+    async with Cluster.of(log.settings).admin() as client:
+        await _set_config(
+            client,
+            topic,
+            {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.001"},
+        )
+    keys = [f"sum/{number}".encode() for number in range(50)]
+    await log.append("counter-changelog", partition, [(key, value) for key in keys])
+    await log.append("counter-changelog", partition, [(key, None) for key in keys])
+    async with asyncio.timeout(100):
+        while len(left := await log.read("counter-changelog", [partition])) >= 2 * len(keys):
+            # Each further record closes a segment, which is what the cleaner looks at.
+            await log.append("counter-changelog", partition, [(b"sum/last", None)])
+    assert {record.value for record in left} == {None}
+    session = await opened(partition)
+    assert dict(session.state) == {}
+
+
 async def test_a_changelog_that_ends_in_transaction_markers_comes_to_its_end(
     log: KafkaLog, opened: Open, partition: int
 ) -> None:
@@ -277,9 +316,9 @@ async def test_a_changelog_record_that_cannot_be_read_stops_the_fold(
     if key is None:
         # A compacted topic refuses a record without a key; one may still lie there from before it was compacted.
         async with Cluster.of(log.settings).admin() as client:
-            await _set_cleanup(client, log.full(topic), "delete")
+            await _set_config(client, log.full(topic), {"cleanup.policy": "delete"})
             await log.append(topic, partition, [(key, value)])
-            await _set_cleanup(client, log.full(topic), "compact")
+            await _set_config(client, log.full(topic), {"cleanup.policy": "compact"})
     else:
         await log.append(topic, partition, [(key, value)])
     with pytest.raises(StateError, match="changelog"):
@@ -339,8 +378,8 @@ async def _commit(log: KafkaLog, partition: int, offset: int) -> None:
         await consumer.commit({tp: OffsetAndMetadata(offset, "")})
 
 
-async def _set_cleanup(client: object, topic: str, policy: str) -> None:
+async def _set_config(client: object, topic: str, configs: dict[str, str]) -> None:
     from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs={"cleanup.policy": policy})
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=configs)
     await client.alter_configs([resource])  # type: ignore[attr-defined]

@@ -8,10 +8,7 @@ from collections import Counter
 
 import pytest
 import pytest_asyncio
-from aiokafka.admin import NewTopic
 
-from settler_streams.adapters.kafka.cluster import Cluster
-from settler_streams.errors import ConfigurationError
 from settler_streams.runtime.app import Batches
 from settler_streams.runtime.session import Session
 from settler_streams.settings import Settings
@@ -94,9 +91,11 @@ async def test_an_exception_in_an_agent_ends_the_worker_and_its_batch_is_folded_
 
     offsets = [await log.append("usage-events", partition, [usage(tenant_in(partition))]) for partition in (2, 5)]
     before = await log.read("sums")
+    stood = [await log.committed_offsets("counter", "usage-events", partition) for partition in (2, 5)]
     async with signals_restored(), asyncio.timeout(60):
         assert await run([Worker(log, failing).app]) == EXIT_ERROR
     assert await log.read("sums") == before
+    assert [await log.committed_offsets("counter", "usage-events", partition) for partition in (2, 5)] == stood
 
     async with running([Worker(log).app]):
         for partition, (offset,) in zip((2, 5), offsets, strict=True):
@@ -123,41 +122,6 @@ async def test_a_state_that_cannot_be_read_has_an_exit_code_of_its_own(log: Kafk
     await other.append("counter-changelog", 1, [(b"nonsense/1", b"?")])
     async with signals_restored(), asyncio.timeout(60):
         assert await run([Worker(other).app]) == EXIT_STATE
-
-
-async def test_a_missing_input_topic_stops_the_start(log: KafkaLog, settings: Settings) -> None:
-    other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-miss"}), log.topology)
-    await other.create(without=["usage-events"])
-    await refuses_to_start(other, "usage-events")
-
-
-async def test_an_input_with_another_partition_count_stops_the_start(log: KafkaLog, settings: Settings) -> None:
-    other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-count"}), log.topology)
-    await other.create(without=["usage-events"])
-    async with Cluster.of(settings).admin() as client:
-        topic = NewTopic(other.full("usage-events"), num_partitions=counter.PARTITIONS - 1, replication_factor=1)
-        await client.create_topics([topic])
-    await refuses_to_start(other, "usage-events")
-
-
-async def refuses_to_start(log: KafkaLog, named: str) -> None:
-    worker = Worker(log)
-    starting = asyncio.create_task(worker.app.start())
-    try:
-        async with asyncio.timeout(20):
-            await asyncio.wait([starting, worker.app.failure], return_when=asyncio.FIRST_COMPLETED)
-            if worker.app.failure.done():
-                error: BaseException | None = worker.app.failure.result()
-            else:
-                await asyncio.wait([starting])
-                error = starting.exception()
-        assert isinstance(error, ConfigurationError)
-        assert named in str(error)
-    finally:
-        starting.cancel()
-        await asyncio.wait([starting])
-        async with asyncio.timeout(30):
-            await worker.app.stop()
 
 
 async def every_record_was_folded_once(log: KafkaLog, sent: Counter[int]) -> None:

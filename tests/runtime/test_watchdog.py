@@ -95,12 +95,12 @@ async def log(settings: Settings) -> KafkaLog:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
-    """A watchdog that waits two seconds, and a worker that gives little time to what hangs. Returns the two seconds."""
-    monkeypatch.setattr(watchdog, "CHECK_INTERVAL_S", 0.25)
-    monkeypatch.setattr(watchdog, "CHECKS_MAX", 8)
+    """A watchdog that waits four seconds, and a worker that gives little time to what hangs. Returns the four seconds."""
+    monkeypatch.setattr(watchdog, "CHECK_INTERVAL_S", 1.0)
+    monkeypatch.setattr(watchdog, "CHECKS_MAX", 4)
     monkeypatch.setattr(transport, "DRAIN_DEADLINE_S", 0.5)
     monkeypatch.setattr(worker_process, "STOP_DEADLINE_S", 5.0)
-    return 2.0
+    return 4.0
 
 
 @pytest.mark.services
@@ -141,7 +141,7 @@ async def test_a_worker_that_has_nothing_to_do_is_left_alone(log: KafkaLog, impa
     worker = Worker(log)
     async with running([worker.app]):
         await worker.owns(lambda n: n == PARTITIONS)
-        await idle(worker.app, 3 * impatient)
+        await idle(worker.app, 2 * impatient)
         (offset,) = await log.append("usage-events", 6, [usage(tenant_in(6))])
         await log.until("counter-journal", lambda records: last_folded(records, 6) >= offset)
 

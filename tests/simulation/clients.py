@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from aiokafka.errors import IllegalOperation, UnknownTopicOrPartitionError
+from aiokafka.errors import ConsumerStoppedError, IllegalOperation, UnknownTopicOrPartitionError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from tests.simulation.broker import Broker
@@ -16,6 +18,14 @@ from tests.simulation.network import Network, Process
 from tests.simulation.producer import Producer
 
 T = TypeVar("T")
+Records = dict[TopicPartition, list[ConsumerRecord[Any, Any]]]
+
+BATCH_RECORDS_MAX = 12
+"""Records of one input in one answer at most; mostly fewer, so that a seed has many steps."""
+INPUT_ANSWERS = 0.8
+"""How likely one input has a part in an answer: records of several arrive in any order."""
+PATIENCE = 5
+"""An idle fetch lasts so many times longer than it was asked to: it spares most of an idle fold's turns."""
 
 
 class Consumer:
@@ -35,6 +45,9 @@ class Consumer:
         self._isolation = isolation_level
         self._positions: dict[TopicPartition, int] = {}
         self._assigned: list[TopicPartition] = []
+        self._stable_ends: dict[TopicPartition, int] = {}
+        self._unknown: set[str] = set()
+        self._stopped = False
 
     async def start(self) -> None:
         """Connect."""
@@ -42,6 +55,7 @@ class Consumer:
 
     async def stop(self) -> None:
         """Disconnect."""
+        self._stopped = True
 
     def assign(self, tps: Iterable[TopicPartition]) -> None:
         """Read these; a position has to be sought."""
@@ -74,28 +88,95 @@ class Consumer:
         key = self._group, tp
         return await self._cluster.request("load", lambda: self._broker.offsets.get(key))
 
-    async def getmany(
-        self, *tps: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
-    ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
-        """A chunk of what lies beyond the positions."""
-        wanted = tps or tuple(self._assigned)
-        if not any(self._behind(tp) for tp in wanted):
-            await self._broker.until_changed(wanted, timeout_ms / 1000)
-        return await self._cluster.request("load", lambda: self._taken(wanted, max_records))
+    def last_stable_offset(self, tp: TopicPartition) -> int | None:
+        """Where what was decided ended, by the last answer; None before the first."""
+        return self._stable_ends.get(tp)
 
-    def _behind(self, tp: TopicPartition) -> bool:
-        return self._positions[tp] < self._broker.partition(tp).end_for(self._isolation)
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        """The partitions, as far as this client knows; it looks again whenever it is refused a partition."""
+        return None if topic in self._unknown else set(range(len(self._broker.topics[topic].partitions)))
 
-    def _taken(
-        self, tps: Iterable[TopicPartition], max_records: int | None
-    ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
+    async def getmany(self, *tps: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Records:
+        """What lies beyond the positions: a chunk of ``tps``, or something of whatever is assigned.
+
+        Raises:
+            OffsetOutOfRangeError: a log does not hold the position.
+            ConsumerStoppedError: this consumer has been stopped.
+        """
+        self._check_running()
+        if tps:
+            return await self._chunk(tps, timeout_ms / 1000)
+        return await self._something(PATIENCE * timeout_ms / 1000, max_records or sys.maxsize)
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise ConsumerStoppedError
+
+    async def _chunk(self, tps: tuple[TopicPartition, ...], wait_s: float) -> Records:
+        if not any(self._positions[tp] < self._broker.partition(tp).end_for(self._isolation) for tp in tps):
+            await self._broker.until_changed(tps, wait_s)
+        return await self._cluster.request("load", lambda: self._chunk_now(tps))
+
+    def _chunk_now(self, tps: tuple[TopicPartition, ...]) -> Records:
         found = {}
         for tp in tps:
-            chunk = max_records or self._cluster.network.random.randint(3, 40)
+            chunk = self._cluster.network.random.randint(3, 40)
             records, self._positions[tp] = self._broker.partition(tp).read(self._positions[tp], self._isolation, chunk)
             if records:
                 found[tp] = records
         return found
+
+    async def _something(self, wait_s: float, records_max: int) -> Records:
+        """Some of what has arrived, of some of the inputs, in any order of the inputs."""
+        loop, process = asyncio.get_running_loop(), self._cluster.process
+        deadline_s = loop.time() + wait_s
+        await process.gate()
+        while not self._is_behind():
+            if (left_s := deadline_s - loop.time()) <= 0:
+                return {}
+            await self._broker.until_changed(self._assigned, left_s)
+            await process.gate()
+        found, positions, ends = await self._cluster.request("fetch", lambda: self._something_now(records_max))
+        self._check_running()
+        self._positions |= positions
+        self._stable_ends |= ends
+        return found
+
+    def _is_behind(self) -> bool:
+        """Whether there are records to be had. Positions move over markers and what was aborted.
+
+        A topic that is gone is no error: the client asks for its partitions again and again.
+        """
+        for tp in self._readable():
+            partition, position = self._broker.partition(tp), self._positions[tp]
+            if position != partition.end_for(self._isolation):
+                records, self._positions[tp] = partition.read(position, self._isolation, 1)
+                if records:
+                    self._positions[tp] = position
+                    return True
+        return False
+
+    def _something_now(self, records_max: int) -> tuple[Records, dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """Records, the positions after them, and the last stable offsets."""
+        random = self._cluster.network.random
+        readable = self._readable()
+        random.shuffle(readable)
+        found: Records = {}
+        positions, ends = {}, {}
+        for tp in readable:
+            partition = self._broker.partition(tp)
+            ends[tp] = partition.stable_end
+            if records_max > 0 and random.random() < INPUT_ANSWERS:
+                most = min(records_max, random.randint(1, BATCH_RECORDS_MAX))
+                records, positions[tp] = partition.read(self._positions[tp], self._isolation, most)
+                if records:
+                    found[tp] = records
+                    records_max -= len(records)
+        return found, positions, ends
+
+    def _readable(self) -> list[TopicPartition]:
+        self._unknown = {tp.topic for tp in self._assigned if tp.topic not in self._broker.topics}
+        return [tp for tp in self._assigned if tp.topic not in self._unknown]
 
 
 class Admin:

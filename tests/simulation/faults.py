@@ -36,12 +36,22 @@ _ELSEWHERE = {
     "produce": (*_ANYWHERE, Fate.REFUSED, Fate.REFUSED),
     "commit": (*_ANYWHERE, Fate.LOST_REQUEST, Fate.LOST_ANSWER, Fate.LATE_REQUEST),
     "load": (*_ANYWHERE, Fate.FAILED),
+    "fetch": (*_ANYWHERE, Fate.FAILED),
+    "heartbeat": (*_ANYWHERE, Fate.FAILED),
 }
 
-HAZARD = {"commit": 0.12, "offsets": 0.05, "produce": 0.02, "init": 0.05, "load": 0.01}
+HAZARD = {
+    "commit": 0.12,
+    "offsets": 0.05,
+    "produce": 0.02,
+    "init": 0.05,
+    "load": 0.01,
+    "fetch": 0.02,
+    "heartbeat": 0.05,
+}
 """How likely a request of each kind meets a fault; a transaction has one commit and several produces."""
 HAZARD_ELSEWHERE = 0.008
-FAULTS_MAX = 7
+FAULTS_MAX = 8
 """Request faults in one seed: more would leave no time between them for the damage to show."""
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from aiokafka.errors import IllegalGenerationError, KafkaError, RebalanceInProgressError, UnknownMemberIdError
 from aiokafka.structs import TopicPartition
 
 from tests.simulation.faults import Faults
@@ -37,16 +38,19 @@ class Group:
         self.members: list[Member] = []
         self.failures: list[BaseException] = []
         self.rebalances = 0
+        self.generation = 0
         self._inputs = inputs
         self._partitions = partitions
         self._start = start
         self._random = random
         self._faults = faults
         self._needed = asyncio.Event()
+        self._forming = False
 
     def join(self) -> None:
         """A new worker joins."""
         member = self._start()
+        member.membership.join(partial(self._heartbeat, member))
         member.process.on_freeze.append(partial(self._frozen, member))
         self._see_to(member, self._attend(member))
         self._welcome(member)
@@ -60,7 +64,16 @@ class Group:
         while True:
             await self._needed.wait()
             self._needed.clear()
+            self._forming = True
             await self._rebalanced()
+
+    def _heartbeat(self, member: Member) -> type[KafkaError] | None:
+        """The coordinator's answer to a member that asks: None if it is one, of the present generation."""
+        if member not in self.members:
+            return UnknownMemberIdError
+        if member.membership.generation != self.generation:
+            return IllegalGenerationError
+        return RebalanceInProgressError if self._forming or self._needed.is_set() else None
 
     def _welcome(self, member: Member) -> None:
         self.members.append(member)
@@ -116,10 +129,12 @@ class Group:
         self.rebalances += 1
         await asyncio.gather(*(self._revoked(member) for member in list(self.members)))
         present = [member for member in self.members if not member.ended.is_set()]
+        self.generation += 1
+        self._forming = False
         numbers = list(range(self._partitions))
         self._random.shuffle(numbers)
         for place, member in enumerate(present):
-            self._see_to(member, self._assigned(member, sorted(numbers[place :: len(present)])))
+            self._see_to(member, self._assigned(member, self.generation, sorted(numbers[place :: len(present)])))
 
     async def _revoked(self, member: Member) -> None:
         """Wait until the member has given its partitions up, but not for ever."""
@@ -136,9 +151,10 @@ class Group:
             if not member.process.dead:
                 await member.revoke()
 
-    async def _assigned(self, member: Member, numbers: list[int]) -> None:
+    async def _assigned(self, member: Member, generation: int, numbers: list[int]) -> None:
         async with member.rebalancing:
             await elapse(self._random.random() * SKEW_S_MAX)
             await member.process.awake()
             if not member.process.dead:
-                await member.assign([TopicPartition(topic, number) for number in numbers for topic in self._inputs])
+                tps = [TopicPartition(topic, number) for number in numbers for topic in self._inputs]
+                await member.assign(tps, generation)

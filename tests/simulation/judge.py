@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from settler_streams.core.fold import CLOCK_KEY
 from tests.simulation.committed import CommittedLog
 from tests.simulation.ledger import AdmissionBooks, JobBooks, check_homes
 from tests.simulation.refold import Refold
@@ -20,6 +21,7 @@ def violations_of(world: World) -> list[str]:
     for role in world.roles:
         for partition in range(TOPOLOGY.fold_partitions(role)):
             refold = Refold(log, role, partition, report).run()
+            _check_held(world, refold)
             if role == "admission":
                 books = AdmissionBooks(refold, jobs.decisions, report)
                 books.check()
@@ -27,6 +29,15 @@ def violations_of(world: World) -> list[str]:
     if sorted(decided) != sorted(jobs.decisions):
         report(f"decisions without a request: {sorted(jobs.decisions.keys() - set(decided))}")
     return found + world.violations
+
+
+def _check_held(world: World, refold: Refold) -> None:
+    """What the fold's last session holds is what the log says; a table reads the session, not the log."""
+    held = world.states.get((refold.role, refold.partition), {})
+    held.pop(CLOCK_KEY, None)
+    if held != refold.state:
+        wrong = sorted(key for key in held.keys() | refold.state.keys() if held.get(key) != refold.state.get(key))
+        refold.report(f"{refold.fold_id}: its session holds another state than its log says: {wrong}")
 
 
 def _hanging(world: World) -> list[str]:

@@ -1,39 +1,36 @@
 """A worker process of one role: the real sessions, runners, steps and agent, over a simulated consumer.
 
-Taking folds over and giving them back is the transport driver's own code, borrowed method by method; what Faust and
-aiokafka do around it (fetching, the agent's channel, the process that ends after a failure) is played here.
+Taking folds over, giving them back and asking for them is the transport driver's own code, borrowed method by method;
+what Faust and aiokafka do around it (the agent's channel, the process that ends after a failure) is played here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import NoOffsetForPartitionError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.session import FoldSpec, Session
-from settler_streams.runtime.step import Records
 from settler_streams.runtime.transport import Consumer
 from settler_streams.workers.folds import FOLDS
 from tests.simulation.clients import SimulatedCluster
+from tests.simulation.membership import Membership
 from tests.simulation.network import Process
-from tests.simulation.partitions import READ_COMMITTED
 from tests.simulation.virtual_time import elapse
 
 if TYPE_CHECKING:
     from tests.simulation.broker import Broker
     from tests.simulation.network import Network
 
-BATCH_RECORDS_MAX = 12
-"""Records of one input in one batch at most; mostly fewer, so that a seed has many steps."""
-PATIENCE = 5
-"""An idle fetch lasts so many times longer than it was asked to: it spares most of an idle fold's turns."""
 AGENT_DELAY_S_MAX = 0.03
+
+HELD_BACK = "opening held back: not assigned"
+GIVEN_UP = "opening given up for a rebalance"
 
 Report = Callable[[str], None]
 
@@ -45,13 +42,15 @@ class Member:
     assign_folds = Consumer.assign_folds
     wait_empty = Consumer.wait_empty
     open_folds = Consumer.open_folds
+    open_states = Consumer.open_states
+    standings = Consumer.standings
     _partitions_of = Consumer._partitions_of
     _drop = Consumer._drop
     _on_runner_done = Consumer._on_runner_done
 
-    def __init__(self, role: str, process: Process, network: Network, broker: Broker, spec: FoldSpec, report: Report):
+    def __init__(self, role: str, process: Process, network: Network, spec: FoldSpec, report: Report):
         self.process = process
-        self.assigned: list[TopicPartition] = []
+        self.membership = Membership(spec.cluster)  # type: ignore[arg-type]
         self.failure: BaseException | None = None
         self.ended = asyncio.Event()
         self.left = False
@@ -67,19 +66,32 @@ class Member:
         )
         self._spec = spec
         self._network = network
-        self._broker = broker
         self._report = report
         self._runners: dict[int, Any] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._positions: dict[TopicPartition, int] = {}
-        self._generation = 0
+        self._thread = SimpleNamespace(in_thread=lambda work: work(self.membership))
+        self._granted: set[int] = set()
         self._channel: asyncio.Queue[Batch] = asyncio.Queue(maxsize=64)
         for _ in range(spec.topology.fold_partitions(role)):
             process.spawn(self._work(FOLDS[role].agent))
         process.on_crash.append(self._crashed)
 
     def _new_session(self, partition: int) -> Session:
-        return Session(self._spec, partition)
+        return AskingSession(self._spec, partition, self._check_granted)
+
+    async def is_assigned(self, partition: int) -> bool:
+        """What the driver is told; it must ask again before each opening."""
+        granted = await Consumer.is_assigned(self, partition)  # type: ignore[arg-type]
+        if granted:
+            self._granted.add(partition)
+        else:
+            self._network.faults.count(HELD_BACK)
+        return granted
+
+    def _check_granted(self, partition: int) -> None:
+        if partition not in self._granted:
+            self._report("a fold is opened without asking whether it is still assigned")
+        self._granted.discard(partition)
 
     def fail(self, error: BaseException) -> None:
         """The worker has to stop, as a process with this exit reason would."""
@@ -92,17 +104,23 @@ class Member:
             task.cancel()
         self.ended.set()
 
-    async def revoke(self) -> None:
-        """A rebalance begins: end what is under way; the consumer forgets where it stood."""
-        await self.wait_empty()
-        self._generation += 1
-        self._positions = {}
+    def lags(self, broker: Broker) -> bool:
+        """Whether Kafka has committed what one of the sessions does not know yet."""
+        group = self.app.conf.id
+        positions = [at for runner in self._runners.values() for at in runner.session.positions.items()]
+        return any(broker.offsets.get((group, tp), position) != position for tp, position in positions)
 
-    async def assign(self, tps: list[TopicPartition]) -> None:
+    async def revoke(self) -> None:
+        """A rebalance begins: end what is under way. What goes on opening could fence the fold's next owner."""
+        opening = sum(runner.session.opening for runner in self._runners.values())
+        await self.wait_empty()
+        self._network.faults.count(GIVEN_UP, opening)
+        if not all(runner.session.taken for runner in self._runners.values()):
+            self._report("a fold that was not taken in time outlasts its assignment")
+
+    async def assign(self, tps: list[TopicPartition], generation: int) -> None:
         """A rebalance ends."""
-        self._generation += 1
-        self._positions = {}
-        self.assigned = tps
+        self.membership.assigned(tps, generation)
         await self.assign_folds(tps)
 
     async def stop(self) -> None:
@@ -114,55 +132,6 @@ class Member:
             await asyncio.gather(*(self._drop(partition) for partition in list(self._runners)))
             self.left = True
             self.process.crash()
-
-    async def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        """The runner says where its session stands."""
-        generation = self._generation
-        await elapse(self._network.latency_s())
-        await self.process.gate()
-        if generation == self._generation:
-            self._positions.update(positions)
-
-    async def fetch(self, tps: frozenset[TopicPartition], wait_s: float) -> Records:
-        """What has arrived: some of it, of some of the inputs, in any order of the inputs."""
-        generation, wanted = self._generation, sorted(tps)
-        await self.process.gate()
-        for tp in wanted:
-            if tp not in self._positions:
-                self._positions[tp] = self._committed(tp)
-        deadline_s = asyncio.get_running_loop().time() + PATIENCE * wait_s
-        while generation == self._generation and not self._behind(wanted):
-            if (left_s := deadline_s - asyncio.get_running_loop().time()) <= 0:
-                return {}
-            await self._broker.until_changed(wanted, left_s)
-        await elapse(self._network.latency_s())
-        await self.process.gate()
-        if generation != self._generation:
-            return {}
-        return self._taken(wanted)
-
-    def _behind(self, tps: list[TopicPartition]) -> bool:
-        return any(self._broker.partition(tp).has_records(self._positions[tp]) for tp in tps)
-
-    def _committed(self, tp: TopicPartition) -> int:
-        committed = self._broker.offsets.get((self.app.conf.id, tp))
-        if committed is None:
-            raise NoOffsetForPartitionError(tp)
-        return committed
-
-    def _taken(self, tps: list[TopicPartition]) -> Records:
-        random = self._network.random
-        random.shuffle(tps)
-        found = {}
-        for tp in tps:
-            if random.random() < 0.8:
-                most = random.randint(1, BATCH_RECORDS_MAX)
-                records, self._positions[tp] = self._broker.partition(tp).read(
-                    self._positions[tp], READ_COMMITTED, most
-                )
-                if records:
-                    found[tp] = records
-        return found
 
     async def _deliver(self, batch: Batch) -> None:
         await self.process.gate()
@@ -184,6 +153,24 @@ class Member:
             await self.process.gate()
             watched.begin(batch)
             yield batch
+
+
+class AskingSession(Session):
+    """A session that says when it begins to open. ``opening``: it has begun, and has not taken its fold yet."""
+
+    def __init__(self, spec: FoldSpec, partition: int, began: Callable[[int], None]) -> None:
+        super().__init__(spec, partition)
+        self._began = began
+        self._has_begun = False
+
+    @property
+    def opening(self) -> bool:
+        return self._has_begun and not self.taken
+
+    async def open(self) -> None:
+        self._began(self.id.partition)
+        self._has_begun = True
+        await super().open()
 
 
 class Watched:
@@ -214,4 +201,4 @@ class Watched:
 def member_of(role: str, process: Process, network: Network, broker: Broker, spec: FoldSpec, report: Report) -> Member:
     """A worker whose sessions reach the broker from ``process``."""
     spec = replace(spec, cluster=SimulatedCluster(broker, network, process))  # type: ignore[arg-type]
-    return Member(role, process, network, broker, spec, report)
+    return Member(role, process, network, spec, report)

@@ -17,6 +17,7 @@ from settler_streams.core.dedup import SeenWindow
 from settler_streams.core.leases import Roster
 from settler_streams.errors import UnavailableError
 from settler_streams.ids import PLATFORM
+from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.outputs import Outputs
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.runner import FoldRunner
@@ -25,6 +26,7 @@ from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Step
 from tests.simulation.broker import Broker, Producer
 from tests.simulation.clients import Consumer, SimulatedCluster
+from tests.simulation.member import Member
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
@@ -217,11 +219,54 @@ def tombstones_of_the_changelog_ignored(patch: Patch) -> None:
 
 
 @mutant
-def a_rebalance_that_does_not_wait_for_the_step(patch: Patch) -> None:
-    async def pause(self: FoldRunner) -> None:
-        self._flow.clear()
+def a_reader_that_begins_where_the_log_ends(patch: Patch) -> None:
+    """It seeks no position, so the client takes the newest records."""
+    load = Session._load
 
-    patch.setattr(FoldRunner, "pause", pause)
+    async def loading(self: Session) -> None:
+        await load(self)
+        for tp, end in (await self._consumer.end_offsets(list(self.positions))).items():  # type: ignore[union-attr]
+            self._consumer.seek(tp, end)  # type: ignore[union-attr]
+
+    patch.setattr(Session, "_load", loading)
+
+
+@mutant
+def a_batch_that_a_rebalance_takes_back_is_forgotten(patch: Patch) -> None:
+    """The fold stays with its worker and reads on behind it."""
+
+    async def process(self: FoldRunner, records: Any) -> None:
+        batch = self._batch = Batch(self.session, self.partition, records)
+        await self._deliver(batch)
+        await batch.finished
+        self._batch = None
+
+    patch.setattr(FoldRunner, "_process", process)
+
+
+@mutant
+def an_opening_that_does_not_ask_for_its_assignment(patch: Patch) -> None:
+    async def at_once(_self: FoldRunner) -> None: ...
+
+    patch.setattr(FoldRunner, "_until_assigned", at_once)
+
+
+@mutant
+def an_opening_that_outlasts_its_assignment(patch: Patch) -> None:
+    async def wait_empty(self: Member) -> None:
+        await asyncio.gather(*(runner.pause() for runner in self._runners.values()))
+
+    patch.setattr(Member, "wait_empty", wait_empty)
+
+
+@mutant
+def a_fold_that_begins_a_second_step_beside_the_first(patch: Patch) -> None:
+    """It reads on while the batch before is still under way."""
+
+    async def process(self: FoldRunner, records: Any) -> None:
+        await self._deliver(Batch(self.session, self.partition, records))
+
+    patch.setattr(FoldRunner, "_process", process)
 
 
 @mutant

@@ -46,6 +46,8 @@ class Process:
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_noticed)
         self._tasks.append(task)
+        if self.dead:
+            task.cancel()
         return task
 
     def crash(self) -> None:

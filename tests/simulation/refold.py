@@ -18,11 +18,11 @@ from settler_streams.errors import RecordError
 from settler_streams.events import OffsetRun, StepJournal, decode, encode, envelope
 from settler_streams.ids import derived_id
 from settler_streams.runtime.intake import Intake
-from settler_streams.runtime.routing import key_of
+from settler_streams.runtime.routing import Router, key_of
 from settler_streams.runtime.state import StateCodec
 from settler_streams.workers.folds import FOLDS
 from tests.simulation.committed import CommittedLog, Raw
-from tests.simulation.world import DEPLOYMENT, ROUTER, TOPOLOGY
+from tests.simulation.world import DEPLOYMENT, TOPOLOGY
 
 Report = Callable[[str], None]
 Output = tuple[bytes | None, bytes | None]
@@ -55,6 +55,7 @@ class Refold:
     def __post_init__(self) -> None:
         self.fold_id = f"{DEPLOYMENT}.{self.role}-{self.partition}"
         self._declared = TOPOLOGY.fold(self.role)
+        self._router = Router(TOPOLOGY)
         self._logic = FOLDS[self.role].new_logic(self.state, self.partition, TOPOLOGY)
         self._outputs: dict[TopicPartition, list[Output]] = {}
         self._unread = {topic: self._committed(topic, self.partition) for topic in self._declared.inputs}
@@ -108,7 +109,7 @@ class Refold:
 
     def _received(self, topic: str, raw: Raw) -> Record | None:
         key = key_of(raw.key)
-        home = ROUTER.home_of(topic, key, self.partition)
+        home = self._router.home_of(topic, key, self.partition)
         if home == self.partition:
             return Record(topic, self.partition, raw.offset, key, INTAKE.event_of(topic, raw), None)
         if TOPOLOGY.forwarder(topic) == self.role:
@@ -135,7 +136,7 @@ class Refold:
         event = envelope(
             emit.data, event_id=event_id, source=source, tenant=emit.tenant, time=time, subject=emit.subject
         )
-        partition = ROUTER.partition_for(emit.topic, emit.key) if emit.partition is None else emit.partition
+        partition = self._router.partition_for(emit.topic, emit.key) if emit.partition is None else emit.partition
         self._expect(emit.topic, partition, emit.key.encode(), encode(event))
 
     def _expect(self, topic: str, partition: int, key: bytes | None, value: bytes | None) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from random import Random
 from typing import Any
 
@@ -74,6 +75,8 @@ class World:
     violations: list[str] = field(default_factory=list)
     crashes: list[BaseException] = field(default_factory=list)
     virtual_s: float = 0.0
+    states: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    """What the sessions hold at the end, by role and partition."""
 
     def __post_init__(self) -> None:
         self.random = Random(f"{self.seed}/world")  # noqa: S311 - repeatable on purpose
@@ -88,7 +91,8 @@ class World:
         self.groups: dict[str, Group] = {}
         self.executors: list[Executor] = []
         self._tasks: list[asyncio.Task[Any]] = []
-        self._processes = 0
+        self._router = Router(TOPOLOGY)
+        self._processes: list[Process] = []
         self._ticks = 0
 
     def name(self, topic: str) -> str:
@@ -97,8 +101,7 @@ class World:
 
     async def live(self) -> World:
         """Run the seed."""
-        for declared in TOPOLOGY.declared(DEPLOYMENT):
-            self.broker.create_topic(declared.topic, declared.partitions, BROKER_BYTES_MAX)
+        self.create_topics()
         for role in self.roles:
             self._found(role)
         for number in range(2):
@@ -116,10 +119,16 @@ class World:
         for executor in self.executors:
             executor.stop()
         await self._until(self._all_is_consumed, "inputs are never consumed")
+        await self._rest()
         self.crashes = [error for group in self.groups.values() for error in group.failures]
         self.violations += [f"a worker ended with {e!r}" for e in self.crashes if not isinstance(e, EXPECTED)]
         self.virtual_s = asyncio.get_running_loop().time()
         return self
+
+    def create_topics(self) -> None:
+        """Every topic, empty."""
+        for declared in TOPOLOGY.declared(DEPLOYMENT):
+            self.broker.create_topic(declared.topic, declared.partitions, BROKER_BYTES_MAX)
 
     async def recreate(self, topic: str, role: str) -> list[str]:
         """Delete an input, make it again, fill it, and wait; what the workers of ``role`` have ended with since.
@@ -139,6 +148,11 @@ class World:
         await elapse(RECREATED_S)
         return [str(error) for error in group.failures[before:]]
 
+    def end(self) -> None:
+        """Nobody does anything any more."""
+        for process in self._processes:
+            process.crash()
+
     def written_by(self, role: str, *, except_in: str) -> int:
         """How many records a role has committed to other topics than one."""
         own = f"{DEPLOYMENT}.{role}-"
@@ -155,7 +169,7 @@ class World:
         declared = TOPOLOGY.fold(role)
         inputs = tuple(self.name(topic) for topic in declared.inputs)
         partitions = TOPOLOGY.fold_partitions(role)
-        group = Group(inputs, partitions, partial(self._worker, role), self.random, self.faults)
+        group = Group(inputs, partitions, partial(self.new_worker, role), self.random, self.faults)
         self.groups[role] = group
         for _ in range(2 if role in ("admission", "scheduler") else 1):
             group.join()
@@ -165,9 +179,10 @@ class World:
         if not task.cancelled():
             self.violations.append(f"a rebalance failed: {task.exception()!r}")
 
-    def _worker(self, role: str) -> Member:
-        self._processes += 1
-        process = Process(f"{role}-{self._processes}")
+    def new_worker(self, role: str) -> Member:
+        """A worker process, which belongs to no group yet."""
+        process = Process(f"{role}-{len(self._processes) + 1}")
+        self._processes.append(process)
         fold = FOLDS[role]
         spec = FoldSpec(
             declared=TOPOLOGY.fold(role),
@@ -176,7 +191,7 @@ class World:
             deployment=DEPLOYMENT,
             kinds=fold.kinds,
             new_logic=lambda state, partition: fold.new_logic(state, partition, TOPOLOGY),
-            router=ROUTER,
+            router=self._router,
         )
         return member_of(role, process, self.network, self.broker, spec, self.violations.append)
 
@@ -226,6 +241,38 @@ class World:
                 return
             await elapse(CHECK_S)
 
+    async def _rest(self) -> None:
+        """Every fold is open in one worker, and waits for nothing; what it holds is noted in ``states``."""
+        deadline_s = asyncio.get_running_loop().time() + DRAINED_S_MAX
+        while not (await self._nothing_waits() and self._note_states()):
+            if asyncio.get_running_loop().time() > deadline_s:
+                self.violations.append("folds never come to rest")
+                return
+            await elapse(CHECK_S)
+
+    async def _nothing_waits(self) -> bool:
+        """Whether the workers say so, of whom the watchdog would ask the same."""
+        try:
+            standings = [await member.standings() for group in self.groups.values() for member in list(group.members)]
+        except (KafkaError, UnavailableError):  # it ends while it is asked; its successor is asked next time
+            return False
+        return not any(standing.waits for standing in chain.from_iterable(s.values() for s in standings))
+
+    def _note_states(self) -> bool:
+        """Look at one moment: False if something has come up since, or a commit has not reached its session yet."""
+        self.states = {}
+        members = [(role, member) for role in self.roles for member in self.groups[role].members]
+        for role, member in members:
+            for number, state in member.open_states().items():
+                self.states[role, number] = dict(state.committed)
+        folds = [(role, number) for role in self.roles for number in range(TOPOLOGY.fold_partitions(role))]
+        opened = sorted((role, number) for role, member in members for number in member.open_folds())
+        return (
+            opened == sorted(folds)
+            and self._all_is_consumed()
+            and not any(member.ended.is_set() or member.lags(self.broker) for _, member in members)
+        )
+
     def _all_jobs_have_ended(self) -> bool:
         return (
             self._is_settled() and self._all_requests_are_consumed() and self._count("job-results") >= self._enqueued()
@@ -261,9 +308,12 @@ class World:
         return True
 
 
-ROUTER = Router(TOPOLOGY)
-
-
 def simulate(seed: int) -> World:
     """Run one seed in virtual time."""
-    return run(World(seed).live())
+
+    async def lived() -> World:
+        world = await World(seed).live()
+        world.end()
+        return world
+
+    return run(lived())

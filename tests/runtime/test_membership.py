@@ -1,0 +1,143 @@
+"""Who may open a fold: a present member, of all its inputs together, over topics that are as declared."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiokafka.admin import NewTopic
+from aiokafka.protocol.group import LeaveGroupRequest
+from faust.types import TP
+
+from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.errors import ConfigurationError
+from settler_streams.runtime.app import FoldApp
+from settler_streams.runtime.session import Session
+from settler_streams.settings import Settings
+from tests.runtime import counter
+from tests.runtime.apps import running
+from tests.runtime.counter import PARTITIONS, tenant_in, usage
+from tests.runtime.kafka_log import KafkaLog
+from tests.runtime.members import Worker, last_folded
+
+pytestmark = pytest.mark.services
+
+FOLDS = set(range(PARTITIONS))
+
+
+@pytest_asyncio.fixture(scope="module")
+async def log(settings: Settings) -> KafkaLog:
+    """The counter's topics."""
+    log = KafkaLog(settings, counter.TOPOLOGY)
+    await log.create()
+    return log
+
+
+async def test_kafka_says_who_owns_a_fold(log: KafkaLog) -> None:
+    first, second = Worker(log), Worker(log)
+    async with running([first.app, second.app]):
+        ours = await first.owns(lambda n: n == PARTITIONS // 2)
+        theirs = await second.owns(lambda n: n == PARTITIONS // 2)
+        assert (ours | theirs, ours & theirs) == (FOLDS, set())
+        assert {fold for fold in FOLDS if await first.app.consumer.is_assigned(fold)} == ours
+        assert {fold for fold in FOLDS if await second.app.consumer.is_assigned(fold)} == theirs
+
+
+async def test_a_member_that_the_group_has_lost_does_not_open_what_it_believes_to_own(log: KafkaLog) -> None:
+    """It was frozen for longer than the session timeout and has just woken up: nobody has told it yet."""
+    worker = Worker(log)
+    async with running([worker.app]):
+        await worker.owns(lambda n: n == PARTITIONS)
+
+        async def excluded_and_asked(consumer: Any) -> bool:
+            coordinator = consumer._coordinator
+            await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
+            return bool(await worker.app.consumer._is_assigned(consumer, 0))
+
+        assert not await worker.app.consumer._thread.in_thread(excluded_and_asked)
+        await worker.owns(lambda n: n == PARTITIONS)  # it has joined again
+
+
+async def test_a_session_that_has_not_taken_its_fold_when_a_rebalance_comes_does_not_take_it_afterwards(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker hangs on its way to the producer of every fold; half of them get another owner meanwhile."""
+    slow, fast = Worker(log), Worker(log)
+    go_on = asyncio.Event()
+    open_producer = Session._open_producer
+
+    async def slowly(session: Session) -> None:
+        if any(session in sessions for sessions in slow.sessions.values()):
+            await go_on.wait()
+        await open_producer(session)
+
+    monkeypatch.setattr(Session, "_open_producer", slowly)
+    async with running([slow.app]):
+        async with asyncio.timeout(40):
+            while slow.sessions.keys() != FOLDS:
+                await asyncio.wait([slow.app.failure], timeout=0.05)
+        async with running([fast.app]):
+            theirs = await fast.owns(lambda n: n == PARTITIONS // 2)
+            go_on.set()
+            ours = await slow.owns(lambda n: n == PARTITIONS // 2)
+            assert ours == FOLDS - theirs
+            offsets = {p: (await log.append("usage-events", p, [usage(tenant_in(p))]))[0] for p in FOLDS}
+            await log.until("counter-journal", lambda r: all(last_folded(r, p) >= at for p, at in offsets.items()))
+            assert [session.lost for fold in theirs for session in fast.sessions[fold]] == [False] * len(theirs)
+            assert {len(slow.sessions[fold]) for fold in theirs} == {1}
+            assert {len(slow.sessions[fold]) for fold in ours} == {2}, "all were given up before the group went on"
+
+
+async def test_the_inputs_of_a_fold_are_assigned_together_or_the_worker_stops(log: KafkaLog) -> None:
+    """Faust's own choice for an app without tables would be round robin, which splits them."""
+    app = FoldApp(
+        "counter",
+        f"{log.settings.deployment}.counter",
+        cluster=Cluster.of(log.settings),
+        input_topics=("a", "b"),
+        partitions=2,
+        new_session=lambda _partition: pytest.fail("no session may be opened"),
+    )
+    assert app.consumer._thread._create_worker_consumer(None)._partition_assignment_strategy == [app.assignor]
+    assert app.consumer._partitions_of([TP("a", 0), TP("b", 0)]) == {0}
+    with pytest.raises(ConfigurationError, match="partition 1 was assigned without"):
+        await app.consumer.assign_folds([TP("a", 0), TP("b", 0), TP("a", 1)])
+
+
+@pytest.mark.parametrize("missing", ["usage-events", "counter-changelog", "counter-journal"])
+async def test_a_missing_topic_stops_the_start(log: KafkaLog, settings: Settings, missing: str) -> None:
+    deployment = f"{settings.deployment[:24]}-{missing[-9:]}"
+    other = KafkaLog(settings.model_copy(update={"deployment": deployment}), log.topology)
+    await other.create(without=[missing])
+    await refuses_to_start(other, missing)
+
+
+async def test_an_input_with_another_partition_count_stops_the_start(log: KafkaLog, settings: Settings) -> None:
+    other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-count"}), log.topology)
+    await other.create(without=["usage-events"])
+    async with Cluster.of(settings).admin() as client:
+        topic = NewTopic(other.full("usage-events"), num_partitions=counter.PARTITIONS - 1, replication_factor=1)
+        await client.create_topics([topic])
+    await refuses_to_start(other, "usage-events")
+
+
+async def refuses_to_start(log: KafkaLog, named: str) -> None:
+    worker = Worker(log)
+    starting = asyncio.create_task(worker.app.start())
+    try:
+        async with asyncio.timeout(20):
+            await asyncio.wait([starting, worker.app.failure], return_when=asyncio.FIRST_COMPLETED)
+            if worker.app.failure.done():
+                error: BaseException | None = worker.app.failure.result()
+            else:
+                await asyncio.wait([starting])
+                error = starting.exception()
+        assert isinstance(error, ConfigurationError)
+        assert named in str(error)
+    finally:
+        starting.cancel()
+        await asyncio.wait([starting])
+        async with asyncio.timeout(30):
+            await worker.app.stop()
