@@ -59,7 +59,9 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     ):
         if f"{key}_eps" in found:
             rates = [run["eps"] for run in found["rounds"][key]]
-            table.append((what, f"{found[f'{key}_eps']:,} events/s", f"rounds: {min(rates):,} to {max(rates):,}"))
+            cpu_us = found["worker_cpu_us_per_event"][key]
+            spread = f"rounds: {min(rates):,} to {max(rates):,}; {cpu_us:g} us of processor time each"
+            table.append((what, f"{found[f'{key}_eps']:,} events/s", spread))
     if "pipeline_eps" in found:
         table.append(("(c) by (a)", f"{found['pipeline_to_stock']:.1f}", ""))
         table.append(("(c) by (b)", f"{found['pipeline_to_ceiling']:.2f}", ""))
@@ -99,8 +101,15 @@ def _comparison(figures: Figures) -> dict[str, Any]:
         "pipeline_to_stock": round(rates["pipeline_eps"] / rates["stock_faust_eps"], 2),
         "pipeline_to_ceiling": round(rates["pipeline_eps"] / rates["ceiling_eps"], 3),
         "two_workers_broker_share": round(statistics.median(run.broker_share for run in figures.pipeline_two), 3),
+        "worker_cpu_us_per_event": {
+            name: round(statistics.median(map(_cpu_us, runs)), 1) for name, runs in rounds.items()
+        },
         "rounds": {name: [_run(run) for run in runs] for name, runs in rounds.items()},
     }
+
+
+def _cpu_us(run: Measured) -> float:
+    return run.workers_cpu_s / run.events * 1e6
 
 
 def _run(run: Measured) -> dict[str, Any]:
