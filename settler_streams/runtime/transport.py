@@ -7,14 +7,15 @@ offsets of a batch in the same Kafka transaction as its outputs and its state.
 
 What is overridden, and why:
 
-=========================  ==========================================================================================
-``_drain_messages``        reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch, from a
-                           consumer of its own; says that the member is alive
-``commit``, ``ack``        do nothing: offsets are committed by the step, in its transaction
-``wait_empty``             before a rebalance and at shutdown, waits for the steps under way and for nothing else
+===========================  ========================================================================================
+``_drain_messages``          reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch, from a
+                             consumer of its own; says that the member is alive
+``commit``, ``ack``          do nothing: offsets are committed by the step, in its transaction
+``wait_empty``               before a rebalance and at shutdown, waits for the steps under way and for nothing else
 ``_create_worker_consumer``  a member of the group that reads nothing and never resets an offset; always uses the
-                           co-partitioned assignor
-=========================  ==========================================================================================
+                             co-partitioned assignor
+``RebalanceListener``        pauses what is assigned before the client can ask for it
+===========================  ========================================================================================
 """
 
 from __future__ import annotations

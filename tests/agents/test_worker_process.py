@@ -86,6 +86,7 @@ async def test_kill_restart_takeover_and_sigterm_decide_every_request_once(setti
     assert repeated_steps(await log.read("admission-journal")) == []
 
 
+@pytest.mark.timeout(400)
 async def test_a_worker_that_is_told_to_stop_in_mid_load_leaves_nothing_to_repeat(
     settings: Settings, log: KafkaLog
 ) -> None:
@@ -102,7 +103,9 @@ async def test_a_worker_that_is_told_to_stop_in_mid_load_leaves_nothing_to_repea
         for _ in range(3):
             before = len(decided(await log.read("job-decisions")))
             async with worker(settings) as process:
-                await log.until("job-decisions", lambda records, n=before: len(decided(records)) >= n + 10 * BURST)
+                await log.until(
+                    "job-decisions", lambda records, n=before: len(decided(records)) >= n + 10 * BURST, wait_s=90
+                )
                 process.tell(signal.SIGTERM)
                 assert await process.ends(DRAIN_S_MAX) == 0
     finally:

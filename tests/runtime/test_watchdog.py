@@ -95,7 +95,7 @@ async def log(settings: Settings) -> KafkaLog:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
-    """A watchdog that waits four seconds, and a worker that gives what hangs little time. Returns the four seconds."""
+    """A watchdog that waits four seconds (returned), and a worker that gives little time to what hangs."""
     monkeypatch.setattr(watchdog, "CHECK_INTERVAL_S", 1.0)
     monkeypatch.setattr(watchdog, "CHECKS_MAX", 4)
     monkeypatch.setattr(transport, "DRAIN_DEADLINE_S", 0.5)
