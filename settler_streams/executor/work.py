@@ -64,7 +64,8 @@ def run_job(request: JobRequested, tenant: TenantId, record_sets_dir: Path) -> A
         InvalidRequestError: a source or a rule is not acceptable; another attempt would end the same way.
     """
     started = time.perf_counter_ns()
-    rules = msgspec.convert(msgspec.to_builtins(request.rules), Rules)
+    # By attribute: encoded, a rule at the event's default is left out, and the default here is another.
+    rules = msgspec.convert(request.rules, Rules, from_attributes=True)
     result = reconcile(
         _source(request.left), _source(request.right), rules, tenant=tenant, record_sets_dir=record_sets_dir
     )

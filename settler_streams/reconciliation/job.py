@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from settler_streams.ids import TenantId
 
 SMALL_ROWS_MAX = 1_000
-"""Rows of a set that is handled row by row. Tables cost 20 to 40 ms before they see a row, rows about 12 us each; the
-two meet at some 2,500 rows a side, and a set made to be slow (all amounts alike, all dates apart) at 500."""
+"""Rows of a set that is handled row by row. Tables take 20 to 40 ms before they see a row; here a row takes about
+12 us. The two meet at some 2,500 rows a side, and at some 700 for a set made to be slow (see ``small_reasons``)."""
 
 
 class ReconciliationCancelledError(SettlerError):

@@ -23,6 +23,9 @@ _AMOUNT, _DAY = Row._fields.index("amount_minor"), Row._fields.index("day")
 GroupKey = tuple[str | None, ...]
 """A currency and the match keys."""
 
+_Sided = tuple[bool, Row]
+"""Whether a row is a right one, and the row."""
+
 
 @dataclass(slots=True)
 class SmallPairing:
@@ -58,10 +61,6 @@ class SmallPairing:
             free_right = [(True, row) for row in rights if row.number not in self.used_right]
             if free_left and free_right:
                 yield free_left + free_right
-
-
-_Sided = tuple[bool, Row]
-"""Whether a row is a right one, and the row."""
 
 
 def find_small_matches(

@@ -154,6 +154,14 @@ def test_totals_that_could_leave_64_bits_are_refused() -> None:
         parse(InlineSource([{k: v for k, v in fields.items() if k != "amount"} for fields in rows]))
 
 
+def test_of_two_totals_that_are_too_large_the_first_currency_is_named() -> None:
+    rows = [
+        row(id=str(n), currency=currency, amount="92233720368547758.07") for n, currency in enumerate(("USD", "EUR"))
+    ]
+    with pytest.raises(InvalidRequestError, match="amounts in EUR"):
+        parse(InlineSource(rows))
+
+
 def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     rows = [
         row(id="ä;\"1'", reference="x,y"),

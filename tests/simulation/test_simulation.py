@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,8 +105,8 @@ def test_an_input_that_is_made_again_stops_its_folds_for_good(seed: int) -> None
 
 
 def test_an_input_that_is_made_again_would_be_read_by_who_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def without_looking(self: Session, _stored: object) -> None:
-        await check_topics(self, {})
+    async def without_looking(self: Session, client: Any, _stored: object) -> None:
+        await check_topics(self, client, {})
 
     check_topics = Session._check_topics
     monkeypatch.setattr(Session, "_check_topics", without_looking)
