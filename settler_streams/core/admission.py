@@ -186,7 +186,7 @@ class Admission(FoldLogic):
         for level, used in zip(levels, usages, strict=True):
             tenant_id, limits = level.tenant_id, level.limits
             if quotas.is_calm(used, limits):
-                self._standings.put(level, used)
+                self._standings.put(level, quotas.in_round(used, self._round))
                 continue
             usage, reached = quotas.crossed_thresholds(used, limits)
             self._standings.put(level, quotas.in_round(usage, self._round))

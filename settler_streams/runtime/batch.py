@@ -11,6 +11,7 @@ from aiokafka.structs import TopicPartition
 
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
+from settler_streams.runtime.turns import turn
 
 
 class Ownership(Protocol):
@@ -88,21 +89,22 @@ class Batch:
     @asynccontextmanager
     async def step(self) -> AsyncIterator[Any]:
         """Process the batch: one transaction, committed on leaving, aborted by any exception."""
-        if self.discarded:
-            yield self._session.new_step({})  # not entered: it decodes nothing and sends nothing
-            return
-        self.started = True
-        try:
-            async with self._session.new_step(self._records) as step:
-                self.in_step = True
-                try:
-                    yield step
-                finally:
-                    self.in_step = False
-        except BaseException as error:
-            self._finish(error)
-            raise
-        self._finish(None)
+        async with turn(0 if self.discarded else len(self)):
+            if self.discarded:  # perhaps while it waited for its turn
+                yield self._session.new_step({})  # not entered: it decodes nothing and sends nothing
+                return
+            self.started = True
+            try:
+                async with self._session.new_step(self._records) as step:
+                    self.in_step = True
+                    try:
+                        yield step
+                    finally:
+                        self.in_step = False
+            except BaseException as error:
+                self._finish(error)
+                raise
+            self._finish(None)
 
     def _finish(self, error: BaseException | None) -> None:
         if self.finished.done():

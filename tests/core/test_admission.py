@@ -644,3 +644,13 @@ def test_the_bound_on_remembered_ids_forgets_the_oldest_first_also_after_a_resta
             ask(one, BIG, f"j{number}")
         assert list(fold.logic._seen) == [uid(f"j{n}") for n in range(max(0, number - 4), number + 1)]
         assert twin.stored() == fold.stored()
+
+
+def test_storage_that_is_given_back_is_reported_also_by_a_new_owner():
+    fold = known((ROOT, {}))
+    fold.feed(UsageRecorded(resource=Resource.STORAGE_BYTES, quantity=5), ROOT)
+    fold.feed(ClockTick(role="admission"))
+    fold.feed(UsageRecorded(resource=Resource.STORAGE_BYTES, quantity=-5), ROOT)
+    fold.restart()
+    (report,) = fold.feed(ClockTick(role="admission"))
+    assert (report.tenant, report.data.used[Resource.STORAGE_BYTES]) == (ROOT, 0)
