@@ -209,13 +209,12 @@ def an_uncommitted_changelog_is_loaded(patch: Patch) -> None:
 
 @mutant
 def tombstones_of_the_changelog_ignored(patch: Patch) -> None:
-    load = Overlay.load
+    load = Overlay.load_changelog
 
-    def loading(self: Overlay, key: str, value: Any) -> None:
-        if value is not None or self.changes:
-            load(self, key, value)
+    def loading(self: Overlay, codec: Any, records: Any) -> None:
+        load(self, codec, [record for record in records if record.value is not None])
 
-    patch.setattr(Overlay, "load", loading)
+    patch.setattr(Overlay, "load_changelog", loading)
 
 
 @mutant
