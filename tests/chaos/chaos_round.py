@@ -1,0 +1,99 @@
+"""One round: start, load, faults, drain, then read everything and check it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+
+from tests.chaos import checker
+from tests.chaos.field_of_work import EXECUTORS, WORKERS, Field
+from tests.chaos.pace import observe
+from tests.chaos.recording import Recording, read_as_tenants, read_logs, read_offsets, read_positions, read_tables
+from tests.chaos.watch import Place
+
+READY_S_MAX = 60.0
+DRAIN_S_MAX = 90.0
+"""Longest wait until what was sent is decided, done and recorded, once nothing disturbs any more: an executor that was
+lost is noticed after ten seconds, and a job may lose five of them."""
+
+
+async def begin(field: Field) -> float:
+    """Wait until the fleet decides and jobs finish."""
+
+    async def at_work() -> bool:
+        return bool(field.watch.finished)
+
+    return await observe("the first results", at_work, READY_S_MAX)
+
+
+async def drain(field: Field) -> float:
+    """Stop the load, let everything come to its end, and stop the processes in order."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    await field.stop_load()
+    sent = {s.id for s in field.load.ledger.values() if s.topic == "job-requests" and s.stored and _is_request(s.kind)}
+
+    async def finished() -> bool:
+        return not (sent - field.watch.decided.keys()) and not field.watch.open_jobs()
+
+    def missing() -> str:
+        undecided, unfinished = sent - field.watch.decided.keys(), field.watch.open_jobs()
+        return f"undecided {sorted(undecided)[:3]} of {len(undecided)}, unfinished {sorted(unfinished)[:3]} of {len(unfinished)}"
+
+    await observe("every job decided and finished", finished, DRAIN_S_MAX, missing)
+    for name in (*EXECUTORS, "gateway"):
+        field.fleet.members[name].wanted = False
+        await field.fleet.replace(name)
+    field.start_recorder()
+    await consumed(field, dict(field.watch.last))
+    await consumed(field, dict(field.watch.ticks))  # a tick later the last sums and reports are told
+    for name in WORKERS:
+        field.fleet.members[name].wanted = False
+    await asyncio.gather(*(field.fleet.replace(name) for name in WORKERS))
+    return loop.time() - began_s
+
+
+def _is_request(kind: str) -> bool:
+    return kind in ("plain", "newer", "misplaced", "duplicate")
+
+
+async def consumed(field: Field, marks: dict[Place, int]) -> None:
+    """Wait until every fold has committed these records."""
+
+    async def at_the_marks() -> bool:
+        return not any((await field.watch.behind(marks)).values())
+
+    await observe("every fold at the end of its inputs", at_the_marks, DRAIN_S_MAX)
+
+
+async def record(field: Field) -> Recording:
+    """Read it all, once the projections have reached the ends, which no fold moves any more."""
+    logs = await read_logs(field.settings, checker.topics())
+    ends = {
+        (f"{field.deployment}.{role}", f"{field.deployment}.{topic}", partition): entries[-1].offset + 1
+        for role, inputs in checker.projection_inputs().items()
+        for topic in inputs
+        for partition, entries in logs[topic].items()
+        if entries
+    }
+    owner = await field.owner()
+    try:
+
+        async def projected() -> bool:
+            stored = await read_positions(owner)
+            return all(stored.get(place, 0) >= end for place, end in ends.items())
+
+        await observe("every projection at the end of its inputs", projected, DRAIN_S_MAX)
+        await field.fleet.stop()
+        field.positions.append(await read_positions(owner))
+        tables = await read_tables(owner)
+    finally:
+        await owner.close()
+    app = await asyncpg.connect(field.settings.postgres_url())
+    try:
+        seen_by = await read_as_tenants(app, [tenant.id for tenant in field.tenants.values()])
+    finally:
+        await app.close()
+    committed = await read_offsets(field.settings, list(checker.fold_inputs()))
+    return Recording(field.deployment, checker.topics(), logs, committed, tables, seen_by, field.positions)

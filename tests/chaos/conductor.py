@@ -1,0 +1,141 @@
+"""The conductor: strikes fault after fault, keeps fail points armed, thaws the frozen, and sees that work goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Sequence
+
+from settler_streams.errors import SettlerError
+from settler_streams.events import QuotaType, TenantTier
+from settler_streams.ids import TenantId
+from settler_streams.services import TenantService
+from tests.chaos.fail_points import EXECUTOR_POINTS, OPEN_POINTS, ROW_POINTS, STEP_POINTS, Arm
+from tests.chaos.faults import ZOMBIE_S, Fault
+from tests.chaos.field_of_work import EXECUTORS, WORKERS, Field
+from tests.chaos.pace import elapse, observe
+
+RECOVERED_S_MAX = 60.0
+"""Longest time until every partition decides again and jobs finish, after a fault is over. A worker may have to notice a
+hung transaction (ten seconds), give up a step (thirty), and start."""
+HITS_MIN = 3
+"""Each fail point is reached this often in a round, or the round has not shown what it is for."""
+ROLES = ("admission", "admission", "scheduler", "noisy-neighbour", "noisy-detector", "flags")
+"""Whose steps are struck; admission's most."""
+NTH_MAX = 12
+CHANGE_INTERVAL_S = 7.0
+
+
+class Conductor:
+    """Runs a list of faults over a field."""
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self._chance = random.Random(field.seed + 1)  # noqa: S311 - repeatable, not secret
+        self._over = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.recoveries_s: list[float] = []
+        self.changes = 0
+
+    def arm(self, hits: int = HITS_MIN) -> None:
+        """Give every worker and executor its fail points, one for each of its next starts."""
+        arms = [Arm(point, self._role(), self._nth()) for point in STEP_POINTS for _ in range(hits)]
+        arms += [Arm(point, "", self._chance.randint(1, 4)) for point in OPEN_POINTS for _ in range(hits)]
+        arms += [Arm(point, "", self._nth()) for point in ROW_POINTS for _ in range(hits)]
+        arms += [Arm(point, "admission", self._nth(), "stop") for point in ("folded", "awaited", "offsets-added")]
+        self._chance.shuffle(arms)
+        for number, arm in enumerate(arms):
+            self._field.fleet.members[WORKERS[number % len(WORKERS)]].arms.append(arm)
+        attempts = [Arm(point, "", self._nth()) for point in EXECUTOR_POINTS for _ in range(hits)]
+        self._chance.shuffle(attempts)
+        for number, arm in enumerate(attempts):
+            self._field.fleet.members[EXECUTORS[number % len(EXECUTORS)]].arms.append(arm)
+
+    def disarm(self) -> None:
+        """No further start is armed."""
+        for member in self._field.fleet.members.values():
+            member.arms.clear()
+
+    def _role(self) -> str:
+        return self._chance.choice(ROLES)
+
+    def _nth(self) -> int:
+        return self._chance.randint(1, NTH_MAX)
+
+    async def __aenter__(self) -> Conductor:
+        self._tasks = [asyncio.create_task(self._thaw()), asyncio.create_task(self._change_tenants())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over.set()
+        await asyncio.gather(*self._tasks)
+
+    async def strike(self, faults: Sequence[Fault], until_s: float) -> None:
+        """One fault after another, in an order of the seed's, each followed by a look that work goes on."""
+        loop = asyncio.get_running_loop()
+        order = list(faults)
+        self._chance.shuffle(order)
+        for fault in order:
+            if loop.time() > until_s:
+                return
+            await fault(self._field)
+            await self.recovered()
+
+    async def recovered(self) -> None:
+        """Wait until every partition under load has decided anew, and a job has finished."""
+        field = self._field
+        wanted = field.partitions_under_load()
+        before, done = Counter(field.watch.decisions), len(field.watch.finished)
+
+        def silent() -> set[int]:
+            return {partition for partition in wanted if field.watch.decisions[partition] <= before[partition]}
+
+        async def at_work() -> bool:
+            return not silent() and len(field.watch.finished) > done
+
+        self.recoveries_s.append(
+            await observe("work goes on after a fault", at_work, RECOVERED_S_MAX, lambda: f"partitions {silent()} are silent")
+        )
+
+    async def fail_points_met(self, deadline_s: float) -> None:
+        """Wait until every armed place has been reached."""
+        members = [self._field.fleet.members[name] for name in (*WORKERS, *EXECUTORS)]
+
+        async def met() -> bool:
+            noted = {note["pid"] for note in self._field.fleet.noted()}
+            waiting = [m for m in members if m.armed is not None and m.process and m.process.pid not in noted]
+            return not waiting and not any(member.arms for member in members)
+
+        with contextlib.suppress(Exception):
+            await observe("every fail point", met, deadline_s)
+
+    async def _thaw(self) -> None:
+        """SIGCONT to whoever has been stopped for long enough to be taken for dead."""
+        since: dict[int, float] = {}
+        loop = asyncio.get_running_loop()
+        while not await elapse(0.2, self._over):
+            frozen = set(self._field.fleet.frozen())
+            since = {pid: since.get(pid, loop.time()) for pid in frozen}
+            for pid, began_s in since.items():
+                if loop.time() - began_s > ZOMBIE_S:
+                    os.kill(pid, signal.SIGCONT)
+
+    async def _change_tenants(self) -> None:
+        """One tenant changes its tier, its limits and its standing all the time."""
+        field = self._field
+        tenant = TenantId(field.tenants["changing"].id)
+        async with TenantService.connect(field.settings) as service:
+            while not await elapse(CHANGE_INTERVAL_S, self._over):
+                changes = [
+                    lambda: service.change_tier(tenant, self._chance.choice(list(TenantTier)[:4])),
+                    lambda: service.change_quotas(tenant, {QuotaType.CONCURRENT_JOBS: self._chance.randint(1, 6)}),
+                    lambda: service.suspend(tenant),
+                    lambda: service.reactivate(tenant),
+                ]
+                with contextlib.suppress(SettlerError):  # it may be stored or not; the log says which
+                    await self._chance.choice(changes)()
+                    self.changes += 1
