@@ -8,14 +8,14 @@ import asyncpg
 
 from tests.chaos import checker
 from tests.chaos.field_of_work import EXECUTORS, WORKERS, Field
-from tests.chaos.pace import observe
+from tests.chaos.pace import observe, observe_advance
 from tests.chaos.recording import Recording, read_as_tenants, read_logs, read_offsets, read_positions, read_tables
 from tests.chaos.watch import Place
 
 READY_S_MAX = 60.0
-DRAIN_S_MAX = 90.0
-"""Longest wait until what was sent is decided, done and recorded, once nothing disturbs any more: an executor that was
-lost is noticed after ten seconds, and a job may lose five of them."""
+DRAIN_S_MAX = 60.0
+"""Longest stand-still once nothing disturbs any more: an executor that was lost is noticed after ten seconds, a step that
+waits for a broker gives up after thirty, and then a worker has to start."""
 
 
 async def begin(field: Field) -> float:
@@ -34,14 +34,16 @@ async def drain(field: Field) -> float:
     await field.stop_load()
     sent = {s.id for s in field.load.ledger.values() if s.topic == "job-requests" and s.stored and _is_request(s.kind)}
 
-    async def finished() -> bool:
-        return not (sent - field.watch.decided.keys()) and not field.watch.open_jobs()
+    async def left() -> int:
+        return len(sent - field.watch.decided.keys()) + len(field.watch.open_jobs())
 
     def missing() -> str:
         undecided, unfinished = sent - field.watch.decided.keys(), field.watch.open_jobs()
-        return f"undecided {sorted(undecided)[:3]} of {len(undecided)}, unfinished {sorted(unfinished)[:3]} of {len(unfinished)}"
+        return (
+            f"undecided {len(undecided)} {sorted(undecided)[:2]}, unfinished {len(unfinished)} {sorted(unfinished)[:2]}"
+        )
 
-    await observe("every job decided and finished", finished, DRAIN_S_MAX, missing)
+    await observe_advance("jobs to be decided and finished", left, DRAIN_S_MAX, missing)
     for name in (*EXECUTORS, "gateway"):
         field.fleet.members[name].wanted = False
         await field.fleet.replace(name)
@@ -61,10 +63,10 @@ def _is_request(kind: str) -> bool:
 async def consumed(field: Field, marks: dict[Place, int]) -> None:
     """Wait until every fold has committed these records."""
 
-    async def at_the_marks() -> bool:
-        return not any((await field.watch.behind(marks)).values())
+    async def left() -> int:
+        return sum((await field.watch.behind(marks)).values())
 
-    await observe("every fold at the end of its inputs", at_the_marks, DRAIN_S_MAX)
+    await observe_advance("records to be read by folds", left, DRAIN_S_MAX)
 
 
 async def record(field: Field) -> Recording:
@@ -80,11 +82,11 @@ async def record(field: Field) -> Recording:
     owner = await field.owner()
     try:
 
-        async def projected() -> bool:
+        async def left() -> int:
             stored = await read_positions(owner)
-            return all(stored.get(place, 0) >= end for place, end in ends.items())
+            return sum(max(0, end - stored.get(place, 0)) for place, end in ends.items())
 
-        await observe("every projection at the end of its inputs", projected, DRAIN_S_MAX)
+        await observe_advance("records to be projected", left, DRAIN_S_MAX)
         await field.fleet.stop()
         field.positions.append(await read_positions(owner))
         tables = await read_tables(owner)

@@ -216,7 +216,9 @@ def check_counters(recording: Recording, findings: Findings) -> None:
         figures["quota checks"] += len(books.seen)
         findings.claim("quotas", "jobs admitted beyond a limit", books.over)
         findings.claim("counters", "decisions that the figures do not bear out", books.wrong)
-        findings.claim("counters", "accounts that would be below nothing", [t for t, a in books.accounts.items() if a.running < 0])
+        findings.claim(
+            "counters", "accounts that would be below nothing", [t for t, a in books.accounts.items() if a.running < 0]
+        )
         for tenant in books.accounts:
             _compare_reports(tenant, books.reports[tenant], reports[tenant], findings)
         _compare_state(books, findings)
@@ -264,6 +266,10 @@ def _compare_state(books: Books, findings: Findings) -> None:
         if partition == books.partition and key.startswith("job/"):
             jobs.add(key.removeprefix("job/"))
     own = {t: (a.running, a.month, a.month_jobs, a.storage, a.domains, a.requests) for t, a in books.accounts.items()}
-    wrong = [f"{t}: {stored.get(t)}, not {own.get(t)}" for t in own.keys() | stored.keys() if own.get(t) != stored.get(t)]
+    wrong = [
+        f"{t}: {stored.get(t)}, not {own.get(t)}" for t in own.keys() | stored.keys() if own.get(t) != stored.get(t)
+    ]
     findings.claim("counters", "tenants whose stored usage is another", wrong)
-    findings.claim("counters", "jobs that hold a reservation and should not, or the reverse", jobs ^ set(books.open_jobs))
+    findings.claim(
+        "counters", "jobs that hold a reservation and should not, or the reverse", jobs ^ set(books.open_jobs)
+    )

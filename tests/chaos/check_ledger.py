@@ -13,7 +13,11 @@ from tests.chaos.recording import Entry, Recording
 REQUESTED, DECIDED = "settler.job.requested.v1", "settler.job.decided.v1"
 ENQUEUED, DISPATCHED = "settler.job.enqueued.v1", "settler.job.dispatched.v1"
 FINISHED = "settler.job.finished.v1"
-READERS = {"job-requests": ("admission",), "usage-events": ("admission", "noisy-neighbour"), "flag-commands": ("flags",)}
+READERS = {
+    "job-requests": ("admission",),
+    "usage-events": ("admission", "noisy-neighbour"),
+    "flag-commands": ("flags",),
+}
 """The folds that read what producers write: each refuses a bad record for itself."""
 TICK = "settler.clock.tick.v1"
 FOLD_ROLES = ("admission", "scheduler", "noisy-neighbour", "noisy-detector", "flags")

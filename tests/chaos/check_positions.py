@@ -56,9 +56,7 @@ def _fold(recording: Recording, role: str, partition: int, inputs: tuple[str, ..
     _stored(recording, role, partition, {t: n for t, n in next_offset.items() if n}, findings)
 
 
-def _stored(
-    recording: Recording, role: str, partition: int, journal: Mapping[str, int], findings: Findings
-) -> None:
+def _stored(recording: Recording, role: str, partition: int, journal: Mapping[str, int], findings: Findings) -> None:
     """State, Kafka and journal say the same."""
     clock = newest(recording.logs[f"{role}-changelog"][partition], b"clock/")
     if clock is None:
@@ -84,7 +82,9 @@ def _samples(recording: Recording, findings: Findings) -> None:
         for place, offset in earlier.items():
             if later.get(place, -1) < offset:
                 back[place].append(f"{place}: {offset} then {later.get(place)}")
-    findings.claim("positions", "positions in Postgres that went back", [text for texts in back.values() for text in texts])
+    findings.claim(
+        "positions", "positions in Postgres that went back", [text for texts in back.values() for text in texts]
+    )
 
 
 def _projections(recording: Recording, projections: Mapping[str, tuple[str, ...]], findings: Findings) -> None:

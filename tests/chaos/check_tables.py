@@ -31,7 +31,11 @@ def check_tables(recording: Recording, findings: Findings) -> None:
 def _differences(what: str, stored: dict[Any, Any], wanted: dict[Any, Any], findings: Findings) -> None:
     findings.claim("lost", f"{what} without a row", wanted.keys() - stored.keys())
     findings.claim("doubled", f"rows of {what} that nothing led to", stored.keys() - wanted.keys())
-    wrong = [f"{key}: {stored[key]}, not {wanted[key]}" for key in stored.keys() & wanted.keys() if stored[key] != wanted[key]]
+    wrong = [
+        f"{key}: {stored[key]}, not {wanted[key]}"
+        for key in stored.keys() & wanted.keys()
+        if stored[key] != wanted[key]
+    ]
     findings.claim("rows", f"rows of {what} that say something else", wrong)
 
 
@@ -91,29 +95,42 @@ def _usage(recording: Recording, findings: Findings) -> None:
                 used, limit = said.get("rate_tokens_used", 0), said.get("rate_burst", 0)
             reserved = said["running"] if quota == "concurrent_jobs" else 0
             quotas[tenant, quota] = (used, reserved, limit, entry.offset)
-    stored = {(r["tenant_id"], r["resource"]): (r["quantity"], r["source_version"]) for r in recording.tables["tenant_usage"]}
+    stored = {
+        (r["tenant_id"], r["resource"]): (r["quantity"], r["source_version"]) for r in recording.tables["tenant_usage"]
+    }
     columns = ("used", "reserved", "limit_value", "source_version")
     limits = {
         (r["tenant_id"], r["quota_type"]): tuple(r[c] for c in columns) for r in recording.tables["tenant_quota_usage"]
     }
     findings.figures["rows of usage"] = len(stored) + len(limits)
     for what, found, wanted in (("usage", stored, usage), ("quota usage", limits, quotas)):
-        wrong = [f"{k}: {found.get(k)}, not {wanted.get(k)}" for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)]
+        wrong = [
+            f"{k}: {found.get(k)}, not {wanted.get(k)}"
+            for k in found.keys() | wanted.keys()
+            if found.get(k) != wanted.get(k)
+        ]
         findings.claim("counters", f"rows of {what} that differ from the last report", wrong)
 
 
 def _signals(recording: Recording, findings: Findings) -> None:
-    wanted = {(e.tenant, e.event["id"]): SIGNALS[e.type] for e in recording.entries("tenant-signals") if e.type in SIGNALS}
+    wanted = {
+        (e.tenant, e.event["id"]): SIGNALS[e.type] for e in recording.entries("tenant-signals") if e.type in SIGNALS
+    }
     stored = {(r["tenant_id"], r["signal_id"]): r["kind"] for r in recording.tables["tenant_signals"]}
     _differences("signals", stored, wanted, findings)
     flags: dict[tuple[str, str], Any] = {}
     for entry in recording.entries("flag-changes"):
         said = entry.data
         flags[entry.tenant, said["flag"]] = (said.get("enabled", True), said.get("killed", False), said["version"])
-    rows = {(r["tenant_id"], r["flag"]): (r["enabled"], r["killed"], r["source_version"]) for r in recording.tables["feature_flags"]}
+    rows = {
+        (r["tenant_id"], r["flag"]): (r["enabled"], r["killed"], r["source_version"])
+        for r in recording.tables["feature_flags"]
+    }
     _differences("flags", rows, flags, findings)
     entries = Counter(r["tenant_id"] for r in recording.tables["audit_logs"] if r["action"].startswith("flag."))
-    findings.equal("lost", "audit entries of flags", entries, Counter(e.tenant for e in recording.entries("flag-changes")))
+    findings.equal(
+        "lost", "audit entries of flags", entries, Counter(e.tenant for e in recording.entries("flag-changes"))
+    )
 
 
 def _letters(recording: Recording, findings: Findings) -> None:

@@ -65,7 +65,9 @@ def check(recording: Recording, ledger: Mapping[int, Sent], told: Mapping[str, b
     check_tables(recording, findings)
     decided = {e.data["job_id"]: e.data["admitted"] for e in recording.entries("job-decisions")}
     findings.figures["answers over HTTP"] = len(told)
-    wrong = [f"{job}: told {said}, decided {decided.get(job)}" for job, said in told.items() if decided.get(job) != said]
+    wrong = [
+        f"{job}: told {said}, decided {decided.get(job)}" for job, said in told.items() if decided.get(job) != said
+    ]
     findings.claim("lost", "answers over HTTP that are not the log's", wrong)
     return findings
 

@@ -74,16 +74,20 @@ class Conductor:
         self._over.set()
         await asyncio.gather(*self._tasks)
 
-    async def strike(self, faults: Sequence[Fault], until_s: float) -> None:
-        """One fault after another, in an order of the seed's, each followed by a look that work goes on."""
+    async def strike(self, faults: Sequence[Fault], until_s: float, *, again: bool = False) -> None:
+        """One fault after another, in an order of the seed's, each followed by a look that work goes on.
+
+        With ``again``, from the beginning in another order, until the time is over.
+        """
         loop = asyncio.get_running_loop()
-        order = list(faults)
-        self._chance.shuffle(order)
-        for fault in order:
-            if loop.time() > until_s:
-                return
-            await fault(self._field)
+        order: list[Fault] = []
+        while loop.time() < until_s:
+            if not order:
+                order = self._chance.sample(list(faults), len(faults))
+            await order.pop()(self._field)
             await self.recovered()
+            if not order and not again:
+                return
 
     async def recovered(self) -> None:
         """Wait until every partition under load has decided anew, and a job has finished."""
@@ -98,7 +102,9 @@ class Conductor:
             return not silent() and len(field.watch.finished) > done
 
         self.recoveries_s.append(
-            await observe("work goes on after a fault", at_work, RECOVERED_S_MAX, lambda: f"partitions {silent()} are silent")
+            await observe(
+                "work goes on after a fault", at_work, RECOVERED_S_MAX, lambda: f"partitions {silent()} are silent"
+            )
         )
 
     async def fail_points_met(self, deadline_s: float) -> None:

@@ -10,7 +10,15 @@ import redis.asyncio
 
 from tests.chaos.field_of_work import EXECUTORS, SESSION_S, WORKERS, Field
 from tests.chaos.pace import NotObservedError, elapse, observe
-from tests.chaos.proxy import CALM, Trap, Weather, kafka_commit, kafka_commit_reply, postgres_commit, postgres_commit_reply
+from tests.chaos.proxy import (
+    CALM,
+    Trap,
+    Weather,
+    kafka_commit,
+    kafka_commit_reply,
+    postgres_commit,
+    postgres_commit_reply,
+)
 
 ZOMBIE_S = 1.8 * SESSION_S
 """Past the session timeout and the takeover; well below the ten seconds after which its transaction would be aborted,
@@ -229,4 +237,3 @@ def _weathers(seconds: float) -> list[Fault]:
         weather("delayed by 0.15 s", Weather(delay_s=0.15), seconds),
         weather("throttled to 64 kB/s", Weather(bytes_per_s=64_000), seconds),
     ]
-

@@ -54,20 +54,21 @@ class Planned:
 
 
 TENANTS = (
-    Planned("enterprise", TenantTier.ENTERPRISE, 2, usage=2),
-    Planned("scale", TenantTier.SCALE, 2, usage=2, flags=0.3),
-    Planned("few-at-once", TenantTier.GROWTH, 8, quotas={QuotaType.CONCURRENT_JOBS: 4}),
-    Planned("few-a-month", TenantTier.GROWTH, 3, quotas={QuotaType.MONTHLY_RECONCILIATIONS: 150}),
-    Planned("parent", TenantTier.GROWTH, 1, quotas={QuotaType.CONCURRENT_JOBS: 5}),
-    Planned("child-1", TenantTier.SCALE, 3, parent="parent"),
-    Planned("child-2", TenantTier.STARTER, 2, parent="parent"),
-    Planned("starter", TenantTier.STARTER, 2),
-    Planned("free", TenantTier.FREE, 3),
-    Planned("idle", TenantTier.FREE, 0.2),
-    Planned("changing", TenantTier.STARTER, 2),
+    Planned("enterprise", TenantTier.ENTERPRISE, 1, usage=2),
+    Planned("scale", TenantTier.SCALE, 1, usage=2, flags=0.3),
+    Planned("few-at-once", TenantTier.GROWTH, 4, quotas={QuotaType.CONCURRENT_JOBS: 2}),
+    Planned("few-a-month", TenantTier.GROWTH, 5, quotas={QuotaType.MONTHLY_RECONCILIATIONS: 100}),
+    Planned("parent", TenantTier.GROWTH, 0.5, quotas={QuotaType.CONCURRENT_JOBS: 3}),
+    Planned("child-1", TenantTier.SCALE, 2, parent="parent"),
+    Planned("child-2", TenantTier.STARTER, 1, parent="parent"),
+    Planned("starter", TenantTier.STARTER, 0.5),
+    Planned("free", TenantTier.FREE, 10),
+    Planned("idle", TenantTier.FREE, 0.1),
+    Planned("changing", TenantTier.STARTER, 2, quotas={QuotaType.CONCURRENT_JOBS: 3}),
     Planned("over-http", TenantTier.SCALE, 0),
 )
-HTTP_PER_S = 2.0
+"""About thirty requests a second, of which the limits let a third pass: executors are slow while all else is disturbed."""
+HTTP_PER_S = 1.0
 
 
 class Field:
@@ -141,7 +142,11 @@ class Field:
 
     def partitions_under_load(self) -> set[int]:
         """Where decisions are to be expected at any time."""
-        return {sent.partition for sent in self.load.ledger.values() if sent.topic == "job-requests" and sent.kind == "plain"}
+        return {
+            sent.partition
+            for sent in self.load.ledger.values()
+            if sent.topic == "job-requests" and sent.kind == "plain"
+        }
 
     async def _create_database(self) -> None:
         url = self.settings.model_copy(update={"db_name": "postgres"}).postgres_url(owner=True)

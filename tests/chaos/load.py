@@ -135,10 +135,19 @@ class Load:
         if chance.random() < MISPLACED:
             kind, partition = "misplaced", (home + 1) % self._partitions
         value, key = made_events.encoded(written), tenant.root.encode()
-        await self._send(producer, "job-requests", partition, key, value, Sent("job-requests", kind, written["id"], tenant.id, partition))
+        await self._send(
+            producer,
+            "job-requests",
+            partition,
+            key,
+            value,
+            Sent("job-requests", kind, written["id"], tenant.id, partition),
+        )
         self._recent[tenant.id].append(written)
         if chance.random() < DUPLICATED:
-            self._repeat_later("job-requests", key, value, Sent("job-requests", "duplicate", written["id"], tenant.id, home))
+            self._repeat_later(
+                "job-requests", key, value, Sent("job-requests", "duplicate", written["id"], tenant.id, home)
+            )
         if chance.random() < CANCELLED:
             body = {"job_id": written["id"], "reason": "not wanted any more"}
             cancel = made_events.event("settler.job.cancel-requested.v1", tenant.id, body, chance)
@@ -159,9 +168,13 @@ class Load:
             return
         home = partition_of(tenant.root.encode(), self._partitions)
         value, key = made_events.encoded(written), tenant.root.encode()
-        await self._send(producer, "usage-events", home, key, value, Sent("usage-events", "plain", written["id"], tenant.id, home))
+        await self._send(
+            producer, "usage-events", home, key, value, Sent("usage-events", "plain", written["id"], tenant.id, home)
+        )
         if chance.random() < DUPLICATED:
-            self._repeat_later("usage-events", key, value, Sent("usage-events", "duplicate", written["id"], tenant.id, home))
+            self._repeat_later(
+                "usage-events", key, value, Sent("usage-events", "duplicate", written["id"], tenant.id, home)
+            )
 
     async def _flag(self, producer: aiokafka.AIOKafkaProducer, tenant: Tenant) -> None:
         chance = self._chance
@@ -175,15 +188,21 @@ class Load:
             return
         home = partition_of(tenant.root.encode(), self._partitions)
         value, key = made_events.encoded(written), tenant.root.encode()
-        await self._send(producer, "flag-commands", home, key, value, Sent("flag-commands", "plain", written["id"], tenant.id, home))
+        await self._send(
+            producer, "flag-commands", home, key, value, Sent("flag-commands", "plain", written["id"], tenant.id, home)
+        )
         if chance.random() < DUPLICATED:
-            self._repeat_later("flag-commands", key, value, Sent("flag-commands", "duplicate", written["id"], tenant.id, home))
+            self._repeat_later(
+                "flag-commands", key, value, Sent("flag-commands", "duplicate", written["id"], tenant.id, home)
+            )
 
     async def _poison(self, producer: aiokafka.AIOKafkaProducer, topic: str, tenant: Tenant, written: Event) -> None:
         name, bad = made_events.poison({**written, "root": tenant.root}, self._chance, request=topic == "job-requests")
         key = tenant.root.encode()
         home = partition_of(key, self._partitions)
-        await self._send(producer, topic, home, bad.key, bad.value, Sent(topic, f"poison/{name}", written["id"], tenant.id, home))
+        await self._send(
+            producer, topic, home, bad.key, bad.value, Sent(topic, f"poison/{name}", written["id"], tenant.id, home)
+        )
 
     def _repeat_later(self, topic: str, key: bytes, value: bytes, sent: Sent) -> None:
         due_s = asyncio.get_running_loop().time() + self._chance.uniform(0.0, REPEAT_S_MAX)

@@ -55,7 +55,11 @@ def request_body(chance: random.Random) -> Event:
     """What a producer asks for: a small reconciliation of rows in the event itself."""
     left = chance.sample(ROWS, chance.randint(1, 3))
     right = chance.sample(ROWS, chance.randint(1, 3))
-    body: Event = {"left": {"source": "inline", "rows": left}, "right": {"source": "inline", "rows": right}, "rules": {}}
+    body: Event = {
+        "left": {"source": "inline", "rows": left},
+        "right": {"source": "inline", "rows": right},
+        "rules": {},
+    }
     if chance.random() < 0.5:  # an older writer leaves out what has a default
         body |= {"kind": "reconciliation", "priority": chance.choice(PRIORITIES), "estimated_cost_us": 5_000}
     return body
@@ -96,7 +100,9 @@ REQUESTS: dict[str, Callable[[Event], bytes | None]] = {
     **ANY_TOPIC,
     "no-rules": lambda e: _without(e, "rules"),
     "path": lambda e: _with_body(e, left={"source": "file", "path": "../other/x.csv", "format": "csv"}),
-    "misplaced": lambda e: encoded({**e, "type": "settler.usage.recorded.v1", "data": {"resource": "requests", "quantity": 1}}),
+    "misplaced": lambda e: encoded(
+        {**e, "type": "settler.usage.recorded.v1", "data": {"resource": "requests", "quantity": 1}}
+    ),
     "beyond-64-bits": lambda e: _with_body(e, estimated_cost_us=2**70),
     "oversize": lambda e: _with_body(e, note="x" * OVERSIZE_BYTES),
 }

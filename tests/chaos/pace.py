@@ -39,3 +39,22 @@ async def observe(
             raise NotObservedError(f"{what}: not within {deadline_s:.0f} s; {missing()}")
         await elapse(LOOK_INTERVAL_S)
     return loop.time() - began_s
+
+
+async def observe_advance(
+    what: str, left: Callable[[], Awaitable[int]], deadline_s: float, missing: Callable[[], object] = str
+) -> None:
+    """Wait until nothing is ``left``, for as long as it grows less: a slow machine is no fault, standing still is.
+
+    Raises:
+        NotObservedError: it has not grown less for ``deadline_s``.
+    """
+    loop = asyncio.get_running_loop()
+    least, since_s = await left(), loop.time()
+    while least:
+        await elapse(LOOK_INTERVAL_S)
+        now = await left()
+        if now < least:
+            least, since_s = now, loop.time()
+        elif loop.time() - since_s > deadline_s:
+            raise NotObservedError(f"{what}: {least} left, no fewer for {deadline_s:.0f} s; {missing()}")

@@ -37,7 +37,11 @@ class ProxiedKafka(Kafka):
             listeners.append(f",{label}://{HOST}:{door.broker_port}")
             advertised.append(f",{label}://{HOST}:{door.proxy_port}")
             protocols.append(f",{label}:PLAINTEXT")
-        more = {"listeners=": listeners, "advertised.listeners=": advertised, "listener.security.protocol.map=": protocols}
+        more = {
+            "listeners=": listeners,
+            "advertised.listeners=": advertised,
+            "listener.security.protocol.map=": protocols,
+        }
         lines = super()._render(data).decode().splitlines()
         for number, line in enumerate(lines):
             for start, additions in more.items():
