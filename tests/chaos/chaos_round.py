@@ -14,8 +14,8 @@ from tests.chaos.watch import Place
 
 READY_S_MAX = 60.0
 DRAIN_S_MAX = 60.0
-"""Longest stand-still once nothing disturbs any more: an executor that was lost is noticed after ten seconds, a step that
-waits for a broker gives up after thirty, and then a worker has to start."""
+"""Longest stand-still once nothing disturbs any more: an executor that was lost is noticed after ten seconds, a step
+that waits for a broker gives up after thirty, and then a worker has to start."""
 
 
 async def begin(field: Field) -> float:
@@ -27,10 +27,12 @@ async def begin(field: Field) -> float:
     return await observe("the first results", at_work, READY_S_MAX)
 
 
-async def drain(field: Field) -> float:
-    """Stop the load, let everything come to its end, and stop the processes in order."""
-    loop = asyncio.get_running_loop()
-    began_s = loop.time()
+async def drain(field: Field, patience_s: float = DRAIN_S_MAX) -> None:
+    """Stop the load, let everything come to its end, and stop the processes in order.
+
+    Raises:
+        NotObservedError: something has stood still for longer than ``patience_s``.
+    """
     await field.stop_load()
     sent = {s.id for s in field.load.ledger.values() if s.topic == "job-requests" and s.stored and _is_request(s.kind)}
 
@@ -43,34 +45,35 @@ async def drain(field: Field) -> float:
             f"undecided {len(undecided)} {sorted(undecided)[:2]}, unfinished {len(unfinished)} {sorted(unfinished)[:2]}"
         )
 
-    await observe_advance("jobs to be decided and finished", left, DRAIN_S_MAX, missing)
+    await observe_advance("jobs to be decided and finished", left, patience_s, missing)
     for name in (*EXECUTORS, "gateway"):
         field.fleet.members[name].wanted = False
         await field.fleet.replace(name)
     field.start_recorder()
-    await consumed(field, dict(field.watch.last))
-    await consumed(field, dict(field.watch.ticks))  # a tick later the last sums and reports are told
+    await consumed(field, dict(field.watch.last), patience_s)
+    await consumed(field, dict(field.watch.ticks), patience_s)  # a tick later the last sums and reports are told
     for name in WORKERS:
         field.fleet.members[name].wanted = False
     await asyncio.gather(*(field.fleet.replace(name) for name in WORKERS))
-    return loop.time() - began_s
 
 
 def _is_request(kind: str) -> bool:
     return kind in ("plain", "newer", "misplaced", "duplicate")
 
 
-async def consumed(field: Field, marks: dict[Place, int]) -> None:
+async def consumed(field: Field, marks: dict[Place, int], patience_s: float) -> None:
     """Wait until every fold has committed these records."""
 
     async def left() -> int:
         return sum((await field.watch.behind(marks)).values())
 
-    await observe_advance("records to be read by folds", left, DRAIN_S_MAX)
+    await observe_advance("records to be read by folds", left, patience_s)
 
 
-async def record(field: Field) -> Recording:
-    """Read it all, once the projections have reached the ends, which no fold moves any more."""
+async def record(field: Field, *, complete: bool = True) -> Recording:
+    """Read it all; if it is to be complete, once the projections have reached ends that no fold moves any more."""
+    if not complete:
+        await field.fleet.stop()
     logs = await read_logs(field.settings, checker.topics())
     ends = {
         (f"{field.deployment}.{role}", f"{field.deployment}.{topic}", partition): entries[-1].offset + 1
@@ -86,7 +89,8 @@ async def record(field: Field) -> Recording:
             stored = await read_positions(owner)
             return sum(max(0, end - stored.get(place, 0)) for place, end in ends.items())
 
-        await observe_advance("records to be projected", left, DRAIN_S_MAX)
+        if complete:
+            await observe_advance("records to be projected", left, DRAIN_S_MAX)
         await field.fleet.stop()
         field.positions.append(await read_positions(owner))
         tables = await read_tables(owner)

@@ -1,8 +1,8 @@
-"""Counters and quotas: an admission of its own follows the journals, record by record, and must come to the same figures.
+"""Counters and quotas: an admission of its own follows the journals and must come to the same figures.
 
-It reads what each step consumed, in that order, and keeps per tenant: running jobs, this month's jobs, requests, storage,
-domains, and the tokens of the rate limit. Every decision is then either allowed or required by these figures, every
-usage report must equal them, and so must the stored state and the rows in Postgres at the end.
+It reads what each step consumed, in that order, and keeps per tenant: running jobs, this month's jobs, requests,
+storage, domains, and the tokens of the rate limit. Every decision is then either allowed or required by these figures;
+every usage report must equal them, and so must the stored state and the rows in Postgres at the end.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -80,7 +81,7 @@ class Books:
 
     def take(self, entry: Entry, now_ms: int) -> None:
         """Follow one record."""
-        if entry.poison or not is_home(entry, self.recording.partitions[entry.topic]) and entry.type != TICK:
+        if entry.poison or (not is_home(entry, self.recording.partitions[entry.topic]) and entry.type != TICK):
             return
         if entry.type == TICK:
             self._report(now_ms)
@@ -203,11 +204,14 @@ class Books:
 
 def check_counters(recording: Recording, findings: Findings) -> None:
     """Follow every partition, then compare decisions, reports, state and rows."""
-    tiers = yaml.safe_load((TOPOLOGY / "tiers.yaml").read_text(encoding="utf-8"))["tiers"]
+    tiers = _tiers()
     decisions = {e.data["job_id"]: e for e in recording.of_type("job-decisions", DECIDED)}
     reports: dict[str, list[Entry]] = defaultdict(list)
     for entry in recording.of_type("tenant-signals", USAGE):
         reports[entry.tenant].append(entry)
+    stored: dict[int, dict[str, bytes]] = defaultdict(dict)
+    for (partition, key), value in recording.state("admission").items():
+        stored[partition][key] = value
     figures = {"quota checks": 0, "usage reports": sum(map(len, reports.values()))}
     for partition in recording.logs["admission-journal"]:
         books = Books(recording, partition, tiers, decisions)
@@ -221,7 +225,7 @@ def check_counters(recording: Recording, findings: Findings) -> None:
         )
         for tenant in books.accounts:
             _compare_reports(tenant, books.reports[tenant], reports[tenant], findings)
-        _compare_state(books, findings)
+        _compare_state(books, stored[partition], findings)
     findings.figures |= figures
 
 
@@ -256,14 +260,14 @@ def _compare_reports(
     findings.equal("counters", f"usage reports of {tenant}", len(said), len(wanted))
 
 
-def _compare_state(books: Books, findings: Findings) -> None:
+def _compare_state(books: Books, values: Mapping[str, bytes], findings: Findings) -> None:
     """The changelog's last word: running, month_jobs, storage, domains, requests; and the jobs that are still open."""
-    recording, stored, jobs = books.recording, {}, set()
-    for (partition, key), value in recording.state("admission").items():
-        if partition == books.partition and key.startswith("usage/"):
+    stored, jobs = {}, set()
+    for key, value in values.items():
+        if key.startswith("usage/"):
             _, running, month, month_jobs, storage, domains, requests, *_ = msgspec.msgpack.decode(value[1:])
             stored[key.removeprefix("usage/")] = (running, month, month_jobs, storage, domains, requests)
-        if partition == books.partition and key.startswith("job/"):
+        if key.startswith("job/"):
             jobs.add(key.removeprefix("job/"))
     own = {t: (a.running, a.month, a.month_jobs, a.storage, a.domains, a.requests) for t, a in books.accounts.items()}
     wrong = [
@@ -273,3 +277,9 @@ def _compare_state(books: Books, findings: Findings) -> None:
     findings.claim(
         "counters", "jobs that hold a reservation and should not, or the reverse", jobs ^ set(books.open_jobs)
     )
+
+
+@lru_cache(maxsize=1)
+def _tiers() -> dict[str, dict[str, Any]]:
+    read: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load((TOPOLOGY / "tiers.yaml").read_text(encoding="utf-8"))
+    return read["tiers"]

@@ -1,4 +1,4 @@
-"""Nothing lost, nothing doubled, in order, and within the tenant: requests against decisions, places, results, letters."""
+"""Nothing lost, doubled, turned or crossed: requests against decisions, places, results and dead letters."""
 
 from __future__ import annotations
 
@@ -192,7 +192,8 @@ def _outputs(recording: Recording, findings: Findings) -> None:
                 ids.append((source, entry.event["id"]))
                 if source.startswith(f"/{recording.deployment}/"):
                     written[source.rsplit("/", 1)[1]] += 1
-        findings.claim("doubled", f"ids twice in {topic}", repeated(ids))
+        if topic != "tenant-changes":  # the outbox publishes at least once, and the folds compare versions
+            findings.claim("doubled", f"ids twice in {topic}", repeated(ids))
     for role in FOLD_ROLES:
         said = sum(e.data["outputs"] for e in recording.entries(f"{role}-journal"))
         findings.equal("doubled" if written[role] > said else "lost", f"outputs of {role}", written[role], said)

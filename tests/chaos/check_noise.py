@@ -30,9 +30,9 @@ def check_noise(recording: Recording, findings: Findings) -> None:
     for entry in recording.entries("job-results"):
         wanted[entry.tenant, "worker_us"] += entry.data["worker_us"]
     for entry in recording.entries("usage-events"):
-        if not entry.poison and is_home(entry, recording.partitions["usage-events"]):
-            if entry.data["resource"] == "storage_bytes":
-                wanted[entry.tenant, "storage_bytes"] += max(0, entry.data["quantity"])
+        counted = not entry.poison and is_home(entry, recording.partitions["usage-events"])
+        if counted and entry.data["resource"] == "storage_bytes":
+            wanted[entry.tenant, "storage_bytes"] += max(0, entry.data["quantity"])
     findings.figures["windows"] = len(newest)
     wrong = [f"{k}: {told[k]}, not {wanted[k]}" for k in told.keys() | wanted.keys() if told[k] != wanted[k]]
     findings.claim("counters", "windowed sums that do not add up to the events", wrong)

@@ -14,8 +14,10 @@ QUOTA_USED = {
     "storage": "storage_bytes", "monthly_reconciliations": "reconciliations", "custom_domains": "custom_domains",
 }  # fmt: skip
 SIGNALS = {
-    "settler.tenant.noisy.v1": "noisy", "settler.tenant.quiet.v1": "quiet", "settler.quota.threshold.v1": "quota-threshold",
-}  # fmt: skip
+    "settler.tenant.noisy.v1": "noisy",
+    "settler.tenant.quiet.v1": "quiet",
+    "settler.quota.threshold.v1": "quota-threshold",
+}
 
 
 def check_tables(recording: Recording, findings: Findings) -> None:
@@ -91,10 +93,10 @@ def _usage(recording: Recording, findings: Findings) -> None:
             usage[tenant, resource] = (quantity, entry.offset)
         for quota, limit in said["limits"].items():
             used = said["used"].get(QUOTA_USED.get(quota, ""), 0)
-            if quota == "rate_limit":
-                used, limit = said.get("rate_tokens_used", 0), said.get("rate_burst", 0)
             reserved = said["running"] if quota == "concurrent_jobs" else 0
             quotas[tenant, quota] = (used, reserved, limit, entry.offset)
+        burst = (said.get("rate_tokens_used", 0), 0, said.get("rate_burst", 0), entry.offset)
+        quotas[tenant, "rate_limit"] = burst
     stored = {
         (r["tenant_id"], r["resource"]): (r["quantity"], r["source_version"]) for r in recording.tables["tenant_usage"]
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import yaml
 
@@ -72,6 +73,7 @@ def check(recording: Recording, ledger: Mapping[int, Sent], told: Mapping[str, b
     return findings
 
 
+@lru_cache(maxsize=1)
 def _declared() -> dict[str, object]:
     read: dict[str, object] = yaml.safe_load((TOPOLOGY / "topics.yaml").read_text(encoding="utf-8"))
     return read

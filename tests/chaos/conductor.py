@@ -8,33 +8,45 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from settler_streams.errors import SettlerError
 from settler_streams.events import QuotaType, TenantTier
 from settler_streams.ids import TenantId
 from settler_streams.services import TenantService
-from tests.chaos.fail_points import EXECUTOR_POINTS, OPEN_POINTS, ROW_POINTS, STEP_POINTS, Arm
+from tests.chaos.fail_points import (
+    EXECUTOR_POINTS,
+    OPEN_POINTS,
+    REFUSED_POINTS,
+    ROW_POINTS,
+    STEP_POINTS,
+    STOP_POINTS,
+    Arm,
+)
 from tests.chaos.faults import ZOMBIE_S, Fault
 from tests.chaos.field_of_work import EXECUTORS, WORKERS, Field
-from tests.chaos.pace import elapse, observe
+from tests.chaos.pace import NotObservedError, elapse, observe, observe_advance
 
 RECOVERED_S_MAX = 60.0
-"""Longest time until every partition decides again and jobs finish, after a fault is over. A worker may have to notice a
-hung transaction (ten seconds), give up a step (thirty), and start."""
+"""Longest time until every partition decides again and jobs finish, after a fault is over. A worker may have to notice
+a hung transaction (ten seconds), give up a step (thirty), and start."""
 HITS_MIN = 3
 """Each fail point is reached this often in a round, or the round has not shown what it is for."""
+NTH_MAX = {"admission": 12, "scheduler": 6, "noisy-neighbour": 12, "noisy-detector": 3, "flags": 2, "": 4}
+"""A fail point is met at one of the first passes of its role, so that it is met within seconds: roles differ in pace."""
 ROLES = ("admission", "admission", "scheduler", "noisy-neighbour", "noisy-detector", "flags")
 """Whose steps are struck; admission's most."""
-NTH_MAX = 12
+REFUSED_ROLES = ("admission", "scheduler", "noisy-neighbour", "flags")
+"""Whose events are refused."""
 CHANGE_INTERVAL_S = 7.0
 
 
 class Conductor:
     """Runs a list of faults over a field."""
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Field, say: Callable[[str], None] = str) -> None:
         self._field = field
+        self._say = say
         self._chance = random.Random(field.seed + 1)  # noqa: S311 - repeatable, not secret
         self._over = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -43,28 +55,35 @@ class Conductor:
 
     def arm(self, hits: int = HITS_MIN) -> None:
         """Give every worker and executor its fail points, one for each of its next starts."""
-        arms = [Arm(point, self._role(), self._nth()) for point in STEP_POINTS for _ in range(hits)]
-        arms += [Arm(point, "", self._chance.randint(1, 4)) for point in OPEN_POINTS for _ in range(hits)]
-        arms += [Arm(point, "", self._nth()) for point in ROW_POINTS for _ in range(hits)]
-        arms += [Arm(point, "admission", self._nth(), "stop") for point in ("folded", "awaited", "offsets-added")]
+        arms = [self._arm(point, ROLES) for point in STEP_POINTS for _ in range(hits)]
+        arms += [self._arm(point) for point in (*OPEN_POINTS, *ROW_POINTS) for _ in range(hits)]
+        arms += [self._arm(point, ("admission",), "stop") for point in STOP_POINTS for _ in range(hits // HITS_MIN)]
+        arms += [self._arm(point, REFUSED_ROLES, "refuse") for point in REFUSED_POINTS for _ in range(hits)]
+        self._deal(arms, WORKERS)
+        attempts = [self._arm(point) for point in EXECUTOR_POINTS for _ in range(hits)]
+        self._deal(attempts, EXECUTORS)
+
+    def arm_for_mutants(self) -> None:
+        """A few kills and refusals of admission's steps, on every worker: what brings a planted bug to light."""
+        admission = ("admission",)
+        arms = [self._arm(point, admission) for point in STEP_POINTS[2:] for _ in range(2)]
+        arms += [self._arm("produce", admission, "refuse") for _ in range(6)]
+        arms += [self._arm("awaited", admission, "stop") for _ in range(4)]
+        self._deal(arms, WORKERS)
+
+    def _deal(self, arms: list[Arm], names: tuple[str, ...]) -> None:
         self._chance.shuffle(arms)
         for number, arm in enumerate(arms):
-            self._field.fleet.members[WORKERS[number % len(WORKERS)]].arms.append(arm)
-        attempts = [Arm(point, "", self._nth()) for point in EXECUTOR_POINTS for _ in range(hits)]
-        self._chance.shuffle(attempts)
-        for number, arm in enumerate(attempts):
-            self._field.fleet.members[EXECUTORS[number % len(EXECUTORS)]].arms.append(arm)
+            self._field.fleet.members[names[number % len(names)]].arms.append(arm)
 
     def disarm(self) -> None:
         """No further start is armed."""
         for member in self._field.fleet.members.values():
             member.arms.clear()
 
-    def _role(self) -> str:
-        return self._chance.choice(ROLES)
-
-    def _nth(self) -> int:
-        return self._chance.randint(1, NTH_MAX)
+    def _arm(self, point: str, roles: tuple[str, ...] = ("",), action: str = "kill") -> Arm:
+        role = self._chance.choice(roles)
+        return Arm(point, role, self._chance.randint(1, NTH_MAX[role]), action)
 
     async def __aenter__(self) -> Conductor:
         self._tasks = [asyncio.create_task(self._thaw()), asyncio.create_task(self._change_tenants())]
@@ -74,20 +93,23 @@ class Conductor:
         self._over.set()
         await asyncio.gather(*self._tasks)
 
-    async def strike(self, faults: Sequence[Fault], until_s: float, *, again: bool = False) -> None:
-        """One fault after another, in an order of the seed's, each followed by a look that work goes on.
+    async def strike(self, faults: Sequence[Fault], until_s: float) -> None:
+        """Two faults at a time, in an order of the seed's, each pair followed by a look that work goes on.
 
-        With ``again``, from the beginning in another order, until the time is over.
+        Every fault has its turn once; then again, in another order, until the time is over.
         """
         loop = asyncio.get_running_loop()
-        order: list[Fault] = []
-        while loop.time() < until_s:
-            if not order:
-                order = self._chance.sample(list(faults), len(faults))
-            await order.pop()(self._field)
-            await self.recovered()
-            if not order and not again:
-                return
+        first = True
+        while first or loop.time() < until_s:
+            order = self._chance.sample(list(faults), len(faults))
+            while order and (first or loop.time() < until_s):
+                pair = [order.pop() for _ in range(min(2, len(order)))]
+                before = Counter(self._field.injected)
+                await asyncio.gather(*(fault(self._field) for fault in pair))
+                await self.recovered()
+                struck = ", ".join(sorted(self._field.injected - before)) or "nothing"
+                self._say(f"{struck}; at work again after {self.recoveries_s[-1]:.1f} s")
+            first = False
 
     async def recovered(self) -> None:
         """Wait until every partition under load has decided anew, and a job has finished."""
@@ -107,17 +129,17 @@ class Conductor:
             )
         )
 
-    async def fail_points_met(self, deadline_s: float) -> None:
+    async def fail_points_met(self, patience_s: float) -> None:
         """Wait until every armed place has been reached."""
         members = [self._field.fleet.members[name] for name in (*WORKERS, *EXECUTORS)]
 
-        async def met() -> bool:
+        async def left() -> int:
             noted = {note["pid"] for note in self._field.fleet.noted()}
             waiting = [m for m in members if m.armed is not None and m.process and m.process.pid not in noted]
-            return not waiting and not any(member.arms for member in members)
+            return len(waiting) + sum(len(member.arms) for member in members)
 
-        with contextlib.suppress(Exception):
-            await observe("every fail point", met, deadline_s)
+        with contextlib.suppress(NotObservedError):  # the report says which are missing
+            await observe_advance("fail points", left, patience_s)
 
     async def _thaw(self) -> None:
         """SIGCONT to whoever has been stopped for long enough to be taken for dead."""

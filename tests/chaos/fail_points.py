@@ -1,6 +1,6 @@
 """Fail points: named places in a worker's or executor's transaction at which it kills, or stops, itself.
 
-The product has no hook for this. The methods that bound each place are wrapped here, in the process that is to fail, and
+The product has no hook for this. The methods that bound each place are wrapped here, in the process that is to fail;
 a name that has moved fails at the start of that process.
 """
 
@@ -19,12 +19,20 @@ from typing import Any
 
 STEP_POINTS = ("begun", "folded", "queued", "awaited", "offsets-added", "commit-sent", "committed", "merged")
 """Of a fold's step, in order; ``commit-sent`` is inside the commit, ``committed`` lies before the merge."""
+STOP_POINTS = ("folded", "awaited", "offsets-added")
+"""Of a step at which a process also stops, to wake up as a zombie with an open transaction."""
 OPEN_POINTS = ("fenced", "loaded")
 """Of a takeover: the former owner is fenced; the state is loaded."""
 ROW_POINTS = ("position-moved", "rows-projected", "rows-committed")
 """Of a projection's transaction in Postgres."""
+REFUSED_POINTS = ("produce",)
+"""Where the broker refuses an output: one batch of the step is replaced by a record larger than its topic takes."""
 EXECUTOR_POINTS = ("results-written", "reported")
 """Of an executor's attempt."""
+REFUSED_TOPICS = ("job-decisions", "job-results", "job-dispatches", "flag-changes", "usage-partials")
+"""What is refused is an event: its loss would be seen."""
+REFUSED_BYTES = 3 * 2**20
+"""Beyond every topic's limit, and within what the producer sends."""
 COMMIT_ON_ITS_WAY_S = 0.001
 """After this long the loop has handed the request to the kernel, which delivers it whatever becomes of the process."""
 
@@ -59,14 +67,17 @@ class Trigger:
         self._notes = notes
         self._process = process
 
-    def pass_by(self, point: str, role: str) -> None:
-        """The process is at ``point``."""
+    def pass_by(self, point: str, role: str) -> bool:
+        """The process is at ``point``; answers whether it is to act, for an action that is not its own end."""
         if point != self.arm.point or (self.arm.role and role != self.arm.role):
-            return
+            return False
         self._left -= 1
-        if self._left == 0:
-            self._note(role)
+        if self._left != 0:
+            return False
+        self._note(role)
+        if self.arm.action != "refuse":
             os.kill(os.getpid(), signal.SIGKILL if self.arm.action == "kill" else signal.SIGSTOP)
+        return True
 
     def _note(self, role: str) -> None:
         """One line, written through before the process dies; the kernel keeps it."""
@@ -94,6 +105,8 @@ def install(trigger: Trigger) -> None:
         _wrap_takeover(trigger)
     elif point in ROW_POINTS:
         _wrap_rows(trigger)
+    elif point in REFUSED_POINTS:
+        _wrap_produce(trigger)
     elif point in EXECUTOR_POINTS:
         _wrap_executor(trigger)
     else:
@@ -124,6 +137,7 @@ def _role_in(transactional_id: str) -> str:
 def _wrap_step(trigger: Trigger) -> None:
     import aiokafka
     from aiokafka.conn import AIOKafkaConnection
+
     from settler_streams.runtime.outputs import Outputs
     from settler_streams.runtime.session import Session
     from settler_streams.runtime.step import Step
@@ -190,6 +204,23 @@ def _wrap_takeover(trigger: Trigger) -> None:
 
     around(Session, "_open_producer", _after(trigger, "fenced", lambda session: session.id.role))
     around(Session, "_load", _after(trigger, "loaded", lambda session: session.id.role))
+
+
+def _wrap_produce(trigger: Trigger) -> None:
+    from settler_streams.runtime.outputs import Outputs
+
+    def send_all(original: Any) -> Any:
+        async def method(outputs: Any) -> None:
+            wanted = [place for place in outputs._batches if place[0].endswith(REFUSED_TOPICS)]
+            if wanted and trigger.pass_by("produce", role_of_producer(outputs._producer)):
+                fat = outputs._producer.create_batch()
+                fat.append(timestamp=None, key=b"too large", value=b" " * REFUSED_BYTES, headers=[])
+                outputs._batches[wanted[0]] = [fat]
+            await original(outputs)
+
+        return method
+
+    around(Outputs, "send_all", send_all)
 
 
 def _wrap_rows(trigger: Trigger) -> None:

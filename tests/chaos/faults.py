@@ -6,10 +6,11 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 
+import asyncpg
 import redis.asyncio
 
 from tests.chaos.field_of_work import EXECUTORS, SESSION_S, WORKERS, Field
-from tests.chaos.pace import NotObservedError, elapse, observe
+from tests.chaos.pace import elapse, observe
 from tests.chaos.proxy import (
     CALM,
     Trap,
@@ -23,32 +24,39 @@ from tests.chaos.proxy import (
 ZOMBIE_S = 1.8 * SESSION_S
 """Past the session timeout and the takeover; well below the ten seconds after which its transaction would be aborted,
 so that what the zombie tries in the end is refused for its epoch and not for its age."""
-TRAP_S_MAX = 20.0
-"""A worker commits several times a second; a trap that nothing meets in this time is taken down, and not counted."""
+STRIKE_S_MAX = 40.0
+"""Longest wait for a process to strike, or for a commit to cut: workers commit several times a second once they run."""
 INSIDE_S_MAX = 10.0
 STORM_ROUNDS = 3
 
 Fault = Callable[[Field], Awaitable[None]]
 
 
+async def _strike_one(field: Field, names: tuple[str, ...], signum: signal.Signals, what: str) -> None:
+    """Signal one of these processes, once there is one that has run for a moment."""
+    await elapse(field.chance.uniform(0.0, 2.0))
+    order = field.chance.sample(names, len(names))
+
+    async def struck() -> bool:
+        return any(field.fleet.steady(name) and field.fleet.signal(name, signum) for name in order)
+
+    await observe(f"{what}: a process to strike", struck, STRIKE_S_MAX)
+    field.injected[what] += 1
+
+
 async def kill_worker(field: Field) -> None:
     """SIGKILL, at whatever moment it is."""
-    name = field.chance.choice(WORKERS)
-    await elapse(field.chance.uniform(0.0, 2.0))
-    field.injected["worker SIGKILL"] += field.fleet.kill(name)
+    await _strike_one(field, WORKERS, signal.SIGKILL, "worker SIGKILL")
 
 
 async def kill_executor(field: Field) -> None:
     """SIGKILL of an executor; its own child processes have to notice."""
-    name = field.chance.choice(EXECUTORS)
-    await elapse(field.chance.uniform(0.0, 2.0))
-    field.injected["executor SIGKILL"] += field.fleet.kill(name)
+    await _strike_one(field, EXECUTORS, signal.SIGKILL, "executor SIGKILL")
 
 
 async def zombie(field: Field) -> None:
     """SIGSTOP beyond the session timeout; whoever thaws the frozen sends SIGCONT."""
-    name = field.chance.choice(WORKERS)
-    field.injected["worker SIGSTOP, later SIGCONT"] += field.fleet.signal(name, signal.SIGSTOP)
+    await _strike_one(field, WORKERS, signal.SIGSTOP, "worker SIGSTOP, later SIGCONT")
     await elapse(ZOMBIE_S + 1.0)
 
 
@@ -74,14 +82,14 @@ async def broker_killed(field: Field) -> None:
     await asyncio.to_thread(field.stack.part("kafka").kill)
     field.injected["broker SIGKILL"] += 1
     await elapse(field.chance.uniform(0.0, 1.0))
-    await asyncio.to_thread(field.stack.up, {"kafka"})
+    await field.bring_up("kafka")
 
 
 async def broker_restarted(field: Field) -> None:
     """SIGTERM, then a start."""
     await asyncio.to_thread(field.stack.part("kafka").stop)
     field.injected["broker SIGTERM"] += 1
-    await asyncio.to_thread(field.stack.up, {"kafka"})
+    await field.bring_up("kafka")
 
 
 def broker_frozen(seconds: float) -> Fault:
@@ -101,24 +109,34 @@ def broker_frozen(seconds: float) -> Fault:
 
 async def backend_terminated(field: Field) -> None:
     """The connection of a client that is inside a transaction, ended by the database's administrator."""
-    owner = await field.owner()
-    try:
+    what = "Postgres backend terminated in a transaction"
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + STRIKE_S_MAX
+    while loop.time() < until_s:
+        try:
+            owner = await field.owner()
+        except UNREACHABLE:
+            await elapse(0.2)
+            continue
+        try:
+            while loop.time() < until_s:
+                ended = await owner.fetchval(_END_ONE, field.settings.db_app_user, field.settings.db_name)
+                field.injected[what] += ended
+                if ended:
+                    return
+        except UNREACHABLE:
+            continue
+        finally:
+            owner.terminate()
 
-        async def struck() -> bool:
-            ended = await owner.fetchval(
-                "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity WHERE usename = $1 "
-                "AND datname = $2 AND xact_start IS NOT NULL AND state <> 'idle' LIMIT 1) AS busy",
-                field.settings.db_app_user, field.settings.db_name,
-            )  # fmt: skip
-            field.injected["Postgres backend terminated in a transaction"] += ended
-            return bool(ended)
 
-        for _ in range(2000):
-            if await struck():
-                return
-    finally:
-        await owner.close()
-    raise NotObservedError("no transaction was met in two thousand looks")
+_END_ONE = """
+SELECT count(pg_terminate_backend(pid)) FROM (
+    SELECT pid FROM pg_stat_activity
+    WHERE usename = $1 AND datname = $2 AND xact_start IS NOT NULL AND state <> 'idle' LIMIT 1) AS busy
+"""
+UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+"""What a fault's own call to Postgres may meet while another fault strikes it."""
 
 
 async def postgres_restarted(field: Field) -> None:
@@ -131,7 +149,7 @@ async def postgres_restarted(field: Field) -> None:
         return not part.running
 
     await observe("Postgres down", ended, INSIDE_S_MAX)
-    await asyncio.to_thread(field.stack.up, {"postgres"})
+    await field.bring_up("postgres")
 
 
 def cut(what: str, new_trap: Callable[[], Trap], *, postgres: bool) -> Fault:
@@ -141,7 +159,7 @@ def cut(what: str, new_trap: Callable[[], Trap], *, postgres: bool) -> Fault:
         proxies = field.postgres if postgres else field.kafka
         chosen = [proxies[name] for name in WORKERS]
         done = [proxy.cut_when(new_trap()) for proxy in chosen]
-        await asyncio.wait(done, timeout=TRAP_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(done, timeout=STRIKE_S_MAX, return_when=asyncio.FIRST_COMPLETED)
         for proxy in chosen:
             proxy.disarm()
         field.injected[what] += sum(future.done() for future in done)
@@ -154,7 +172,7 @@ async def valkey_killed(field: Field) -> None:
     await asyncio.to_thread(field.stack.part("valkey").kill)
     field.injected["Valkey SIGKILL"] += 1
     await elapse(field.chance.uniform(1.0, 3.0))
-    await asyncio.to_thread(field.stack.up, {"valkey"})
+    await field.bring_up("valkey")
 
 
 async def valkey_frozen(field: Field) -> None:

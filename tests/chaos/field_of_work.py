@@ -13,7 +13,7 @@ from pathlib import Path
 
 import asyncpg
 
-from settler_streams.dev.stack import ports
+from settler_streams.dev.stack import PartName, ports
 from settler_streams.dev.system import prepare
 from settler_streams.events import QuotaType, TenantTier
 from settler_streams.ids import TenantId
@@ -67,7 +67,7 @@ TENANTS = (
     Planned("changing", TenantTier.STARTER, 2, quotas={QuotaType.CONCURRENT_JOBS: 3}),
     Planned("over-http", TenantTier.SCALE, 0),
 )
-"""About thirty requests a second, of which the limits let a third pass: executors are slow while all else is disturbed."""
+"""About thirty requests a second, of which the limits let a third pass: a disturbed machine runs few jobs."""
 HTTP_PER_S = 1.0
 
 
@@ -84,6 +84,7 @@ class Field:
         self.tenants: dict[str, Tenant] = {}
         self._mutant = mutant
         self._stop = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._calm = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.kafka: dict[str, Proxy] = {}
@@ -139,6 +140,11 @@ class Field:
         """No more requests; what was sent gets its answer from the broker."""
         self._stop.set()
         await asyncio.gather(*self._loads)
+
+    async def bring_up(self, part: PartName) -> None:
+        """Start a service again; one at a time, since the stack notes each down."""
+        async with self._turn:
+            await asyncio.to_thread(self.stack.up, {part})
 
     def partitions_under_load(self) -> set[int]:
         """Where decisions are to be expected at any time."""

@@ -24,6 +24,8 @@ RESTART_MIN_S, RESTART_MAX_S = 0.2, 4.0
 """A process that ends again at once waits longer each time: its reason may be a service that is down."""
 STEADY_S = 8.0
 """Who has run this long is not counted as one that ends again at once."""
+AT_WORK_S = 3.0
+"""Imports take a second and joining another."""
 STOP_S_MAX = 45.0
 """An executor lets running attempts finish for twenty seconds, then leaves; a worker needs fifteen at most."""
 
@@ -41,6 +43,7 @@ class Member:
     wanted: bool = True
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
+    began_s: float = 0.0
     codes: Counter[int] = field(default_factory=Counter)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -75,14 +78,6 @@ class Fleet:
         self._tasks[name] = asyncio.create_task(self._supervise(member), name=name)
         return member
 
-    def kill(self, name: str) -> bool:
-        """SIGKILL, without its children: those of an executor have to notice by themselves."""
-        member = self.members[name]
-        if member.process is None or not member.running:
-            return False
-        member.process.send_signal(signal.SIGKILL)
-        return True
-
     def signal(self, name: str, signum: signal.Signals) -> bool:
         """Send a signal, if it runs."""
         process = self.members[name].process
@@ -96,6 +91,12 @@ class Fleet:
         process = self.members[name].process
         if self.signal(name, signal.SIGTERM) and process is not None:
             await _ended(process, name)
+
+    def steady(self, name: str) -> bool:
+        """Whether it has run for long enough to be at work, and is not stopped."""
+        member = self.members[name]
+        at_work = asyncio.get_running_loop().time() - member.began_s > AT_WORK_S
+        return member.running and at_work and member.process is not None and not _is_stopped(member.process.pid)
 
     def frozen(self) -> list[int]:
         """Pids of members that a fail point has stopped."""
@@ -142,7 +143,7 @@ class Fleet:
         pause_s = RESTART_MIN_S
         loop = asyncio.get_running_loop()
         while member.wanted:
-            began_s = loop.time()
+            began_s = member.began_s = loop.time()
             process = await self._start(member)
             former = _ref_of(process.pid)
             code = await process.wait()

@@ -1,4 +1,4 @@
-"""The load: what each tenant sends straight to Kafka, good and bad, at its own pace; and a ledger of what was stored."""
+"""The load: what each tenant sends to Kafka, good and bad, at its own pace; and a ledger of what was stored."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Load:
                 return
 
     async def _beat(self, producer: aiokafka.AIOKafkaProducer, passed_s: float) -> None:
-        due = [tenant for tenant in self.tenants]
+        due = list(self.tenants)
         self._chance.shuffle(due)
         for tenant in due:
             for _ in range(self._owed(tenant, "request", tenant.requests_per_s * passed_s)):

@@ -5,6 +5,7 @@ The record or row that is hurt is drawn by the seed, so that no error is found b
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Mapping
@@ -51,7 +52,9 @@ def _copy(entry: Entry, event: dict[str, Any] | None = None, offset: int | None 
 def _any(recording: Recording, topic: str, event_type: str, chance: random.Random, **wanted: Any) -> Entry:
     """A record of this type whose body has these fields."""
     fits = [
-        e for e in recording.of_type(topic, event_type) if all(e.data.get(name) in values for name, values in wanted.items())
+        e
+        for e in recording.of_type(topic, event_type)
+        if all(e.data.get(name) in values for name, values in wanted.items())
     ]  # fmt: skip
     return chance.choice(fits)
 
@@ -86,7 +89,7 @@ def swapped(topic: str, event_type: str) -> Mutant:
         pairs = []
         for log in recording.logs[topic].values():
             places = [n for n, e in enumerate(log) if e.type == event_type]
-            pairs += [(log, a, b) for a, b in zip(places, places[1:], strict=False) if log[a].key == log[b].key]
+            pairs += [(log, a, b) for a, b in itertools.pairwise(places) if log[a].key == log[b].key]
         log, a, b = chance.choice(pairs)
         turned = list(log)
         turned[a], turned[b] = _copy(log[b], offset=log[a].offset), _copy(log[a], offset=log[b].offset)
@@ -233,7 +236,7 @@ MUTANTS: dict[str, tuple[Mutant, set[str]]] = {
     "a decision leaks to another tenant": (altered("job-decisions", DECIDED, _to_other_tenant), {"crossing"}),
     "a job is admitted beyond a limit": (altered("job-decisions", DECIDED, _admit, reason=LIMITS), {"quotas"}),
     "a refusal says another use": (
-        altered("job-decisions", DECIDED, _one_more("current"), reason=("concurrent_jobs", "monthly_reconciliations")), {"counters"},
+        altered("job-decisions", DECIDED, _one_more("current"), reason=LIMITS[:2]), {"counters"},
     ),
     "a place in the pool is dropped": (dropped("pool-inputs", ENQUEUED), {"lost"}),
     "a place in the pool is doubled": (doubled("pool-inputs", ENQUEUED), {"doubled"}),

@@ -1,7 +1,7 @@
 """The embedded stack with a broker that has one listener per client process, each advertised at a proxy's address.
 
-A Kafka client follows the addresses that the broker advertises, so a proxy in front of the bootstrap address alone would
-soon be passed by. Here whoever enters through a proxied listener is sent back to its own proxy, and to no other.
+A Kafka client follows the addresses that the broker advertises, so a proxy in front of the bootstrap address alone
+would soon be passed by. Here whoever enters through a proxied listener is sent back to its own proxy, and to no other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recording: the committed records of every topic, the tables, and the positions, as they were when a round had ended."""
+"""A recording: the committed records of every topic, the tables and the positions, as a round has left them."""
 
 from __future__ import annotations
 

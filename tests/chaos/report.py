@@ -1,4 +1,4 @@
-"""The report of a round: what was done to the system, what was counted, and what does not hold; as tables and as JSON."""
+"""The report of a round: what was done to the system, what was counted, what does not hold; as tables, as JSON."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ class Report:
     figures: dict[str, int] = field(default_factory=dict)
     mutants: dict[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def mutant(self, name: str, caught: set[str]) -> None:
+        """What became of one planted error."""
+        self.mutants[name] = ", ".join(sorted(caught)) or "NOBODY"
+        if not caught:
+            self.problems.append((MUTANTS, f"nobody has found: {name}"))
 
     @property
     def meanings(self) -> dict[str, str]:

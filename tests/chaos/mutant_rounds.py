@@ -1,0 +1,57 @@
+"""Rounds with mutants of the workers: under a few kills and refusals each has to leave what the checker finds.
+
+The first one has no bug: under the same blows the checker must find nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from rich.console import Console
+
+from tests.chaos import checker
+from tests.chaos.chaos_round import begin, drain, record
+from tests.chaos.conductor import Conductor
+from tests.chaos.field_of_work import Field
+from tests.chaos.findings import Findings
+from tests.chaos.mutant_workers import WANTED
+from tests.chaos.pace import NotObservedError, elapse
+from tests.chaos.proxied_stack import ProxiedStack
+from tests.chaos.report import Report
+
+BLOWS_S = 20.0
+"""Some three runs of each worker, each ended by a fail point."""
+PATIENCE_S = 8.0
+"""A mutant may never come to its end; what it has done by then is looked at."""
+
+
+async def run_all(stack: ProxiedStack, report: Report, console: Console) -> None:
+    """Every mutant in turn; ``report`` says which were found, and by what."""
+    for name in ("", *WANTED):
+        findings = await _one(stack, name, report.seed)
+        broken = findings.broken()
+        said = name or "no bug at all"
+        console.print(f"        mutant worker, {said}: {', '.join(sorted(broken)) or 'nothing found'}", highlight=False)
+        if name:
+            report.mutant(f"worker: {name}", broken & WANTED[name])
+        else:
+            report.problems += [(invariant, f"without a bug: {text}") for invariant, text in findings.problems]
+
+
+async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
+    deployment = f"chaos-{seed}-{mutant or 'control'}"
+    async with Field(deployment, seed, stack, mutant=mutant) as field:
+        await begin(field)
+        async with Conductor(field) as conductor:
+            conductor.arm_for_mutants()
+            await elapse(BLOWS_S)
+            conductor.disarm()
+        ended = True
+        try:
+            await drain(field, PATIENCE_S if mutant else 60.0)
+        except NotObservedError:
+            ended = False
+        recording = await record(field, complete=ended)
+        findings = checker.check(recording, field.load.ledger, field.http.told)
+    shutil.rmtree(field.folder)
+    return findings
