@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -55,7 +56,10 @@ def main(is_long: bool, only_mutants: bool, seed: int | None, json_path: Path | 
     _quiet()
     console = Console(width=130)
     console.print(f"chaos: {name} round, seed {seed}", highlight=False)
-    uvloop.run(_run(report, console))
+    try:
+        uvloop.run(_run(report, console))
+    except asyncio.CancelledError:
+        sys.exit(130)
     report.show(console)
     path = json_path or Path(tempfile.gettempdir()) / f"settler-chaos-{name}.json"
     report.write(path)
@@ -65,6 +69,10 @@ def main(is_long: bool, only_mutants: bool, seed: int | None, json_path: Path | 
 
 async def _run(report: Report, console: Console) -> None:
     began_s = time.monotonic()
+    task = asyncio.current_task()
+    assert task is not None
+    for signum in (signal.SIGTERM, signal.SIGINT):  # whoever ends the round gets its processes ended too
+        asyncio.get_running_loop().add_signal_handler(signum, task.cancel)
     folder = Path(tempfile.mkdtemp(prefix="settler-chaos-stack-"))
     stack = ProxiedStack(folder / "state", list(MEMBERS))
     try:

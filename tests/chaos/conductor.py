@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from settler_streams.errors import SettlerError
 from settler_streams.events import QuotaType, TenantTier
@@ -33,7 +33,7 @@ a hung transaction (ten seconds), give up a step (thirty), and start."""
 HITS_MIN = 3
 """Each fail point is reached this often in a round, or the round has not shown what it is for."""
 NTH_MAX = {"admission": 12, "scheduler": 6, "noisy-neighbour": 12, "noisy-detector": 3, "flags": 2, "": 4}
-"""A fail point is met at one of the first passes of its role, so that it is met within seconds: roles differ in pace."""
+"""A fail point is met at one of the first passes of its role, and so within seconds: roles differ in pace."""
 ROLES = ("admission", "admission", "scheduler", "noisy-neighbour", "noisy-detector", "flags")
 """Whose steps are struck; admission's most."""
 REFUSED_ROLES = ("admission", "scheduler", "noisy-neighbour", "flags")
@@ -66,15 +66,29 @@ class Conductor:
     def arm_for_mutants(self) -> None:
         """A few kills and refusals of admission's steps, on every worker: what brings a planted bug to light."""
         admission = ("admission",)
-        arms = [self._arm(point, admission) for point in STEP_POINTS[2:] for _ in range(2)]
-        arms += [self._arm("produce", admission, "refuse") for _ in range(6)]
-        arms += [self._arm("awaited", admission, "stop") for _ in range(4)]
-        self._deal(arms, WORKERS)
+        for name in WORKERS:
+            arms = self._field.fleet.members[name].arms
+            for point in self._chance.sample(STEP_POINTS[2:], 3):
+                arms += [self._arm("produce", admission, "refuse"), self._arm(point, admission)]
+                arms += [self._arm("awaited", admission, "stop")] * (name == WORKERS[0])
+        self._deal([], WORKERS)
+
+    async def blows(self, least: Mapping[str, int], deadline_s: float) -> None:
+        """Wait until the fail points have acted so often, or for ``deadline_s``."""
+
+        async def enough() -> bool:
+            noted = Counter(note["action"] for note in self._field.fleet.noted())
+            return all(noted[action] >= count for action, count in least.items())
+
+        with contextlib.suppress(NotObservedError):
+            await observe("enough blows", enough, deadline_s)
 
     def _deal(self, arms: list[Arm], names: tuple[str, ...]) -> None:
         self._chance.shuffle(arms)
         for number, arm in enumerate(arms):
             self._field.fleet.members[names[number % len(names)]].arms.append(arm)
+        for name in names:  # a process is armed when it starts
+            self._field.injected[f"{name.partition('-')[0]} SIGKILL"] += self._field.fleet.signal(name, signal.SIGKILL)
 
     def disarm(self) -> None:
         """No further start is armed."""
@@ -155,6 +169,8 @@ class Conductor:
     async def _change_tenants(self) -> None:
         """One tenant changes its tier, its limits and its standing all the time."""
         field = self._field
+        if "changing" not in field.tenants:
+            return
         tenant = TenantId(field.tenants["changing"].id)
         async with TenantService.connect(field.settings) as service:
             while not await elapse(CHANGE_INTERVAL_S, self._over):

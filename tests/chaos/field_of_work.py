@@ -69,12 +69,16 @@ TENANTS = (
 )
 """About thirty requests a second, of which the limits let a third pass: a disturbed machine runs few jobs."""
 HTTP_PER_S = 1.0
+FEW_JOBS = ("few-at-once", "few-a-month", "free", "idle", "over-http")
+"""Tenants that send much and have few jobs done: for rounds that look at decisions and have no time for executors."""
 
 
 class Field:
     """Everything of one round. Use it as an asynchronous context."""
 
-    def __init__(self, deployment: str, seed: int, stack: ProxiedStack, *, mutant: str = "") -> None:
+    def __init__(
+        self, deployment: str, seed: int, stack: ProxiedStack, *, mutant: str = "", few_jobs: bool = False
+    ) -> None:
         self.deployment = deployment
         self.seed = seed
         self.stack = stack
@@ -83,14 +87,29 @@ class Field:
         self.positions: list[dict[tuple[str, str, int], int]] = []
         self.tenants: dict[str, Tenant] = {}
         self._mutant = mutant
+        self._planned = [planned for planned in TENANTS if not few_jobs or planned.name in FEW_JOBS]
         self._stop = asyncio.Event()
         self._turn = asyncio.Lock()
         self._calm = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._loads: list[asyncio.Task[None]] = []
+        self.fleet: Fleet = None  # type: ignore[assignment] - there is one from the start on
+        self.watch: Watch = None  # type: ignore[assignment]
         self.kafka: dict[str, Proxy] = {}
         self.postgres: dict[str, Proxy] = {}
 
     async def __aenter__(self) -> Field:
+        try:
+            await self._set_up()
+        except BaseException:
+            await self._clear_up()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._clear_up()
+
+    async def _set_up(self) -> None:
         base = self.stack.settings
         self.settings = base.model_copy(
             update={"deployment": self.deployment, "db_name": self.deployment.replace("-", "_")}
@@ -111,16 +130,17 @@ class Field:
             asyncio.create_task(self.load.run(self._stop)), asyncio.create_task(self.http.run(self._stop)),
         ]  # fmt: skip
         self._tasks.append(asyncio.create_task(self._sample()))
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def _clear_up(self) -> None:
         self._stop.set()
         self._calm.set()
-        await self.fleet.close()
+        if self.fleet is not None:
+            await self.fleet.close()
         for task in [*self._tasks, *self._loads]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loads, return_exceptions=True)
-        await self.watch.stop()
+        if self.watch is not None:
+            await self.watch.stop()
         await asyncio.gather(*(proxy.stop() for proxy in [*self.kafka.values(), *self.postgres.values()]))
 
     async def _work_begins(self) -> None:
@@ -201,7 +221,7 @@ class Field:
         """Through the tenant service, which returns once admission knows them: so the fleet runs already."""
         password = await hash_password("chaos-password")
         async with TenantService.connect(self.settings) as service:
-            for planned in TENANTS:
+            for planned in self._planned:
                 parent = self.tenants.get(planned.parent or "")
                 tenant, _ = await service.create_tenant(
                     name=planned.name, slug=planned.name, owner_email=f"{planned.name}@chaos.example",

@@ -15,12 +15,13 @@ from tests.chaos.conductor import Conductor
 from tests.chaos.field_of_work import Field
 from tests.chaos.findings import Findings
 from tests.chaos.mutant_workers import WANTED
-from tests.chaos.pace import NotObservedError, elapse
+from tests.chaos.pace import NotObservedError
 from tests.chaos.proxied_stack import ProxiedStack
 from tests.chaos.report import Report
 
-BLOWS_S = 20.0
-"""Some three runs of each worker, each ended by a fail point."""
+BLOWS_MIN = {"kill": 3, "refuse": 3, "stop": 1}
+"""What every mutant gets at least; more, if it comes sooner."""
+BLOWS_S_MAX = 90.0
 PATIENCE_S = 8.0
 """A mutant may never come to its end; what it has done by then is looked at."""
 
@@ -31,7 +32,8 @@ async def run_all(stack: ProxiedStack, report: Report, console: Console) -> None
         findings = await _one(stack, name, report.seed)
         broken = findings.broken()
         said = name or "no bug at all"
-        console.print(f"        mutant worker, {said}: {', '.join(sorted(broken)) or 'nothing found'}", highlight=False)
+        told = f"        mutant worker, {said}: {', '.join(sorted(broken)) or 'nothing found'}"
+        console.print(f"{told} ({findings.figures['blows']} blows)", highlight=False)
         if name:
             report.mutant(f"worker: {name}", broken & WANTED[name])
         else:
@@ -40,12 +42,13 @@ async def run_all(stack: ProxiedStack, report: Report, console: Console) -> None
 
 async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
     deployment = f"chaos-{seed}-{mutant or 'control'}"
-    async with Field(deployment, seed, stack, mutant=mutant) as field:
+    async with Field(deployment, seed, stack, mutant=mutant, few_jobs=True) as field:
         await begin(field)
         async with Conductor(field) as conductor:
             conductor.arm_for_mutants()
-            await elapse(BLOWS_S)
+            await conductor.blows(BLOWS_MIN, BLOWS_S_MAX)
             conductor.disarm()
+        blows = len(field.fleet.noted())
         ended = True
         try:
             await drain(field, PATIENCE_S if mutant else 60.0)
@@ -54,4 +57,5 @@ async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
         recording = await record(field, complete=ended)
         findings = checker.check(recording, field.load.ledger, field.http.told)
     shutil.rmtree(field.folder)
+    findings.figures["blows"] = blows
     return findings
