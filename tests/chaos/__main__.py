@@ -43,11 +43,12 @@ POINTS_S_MAX = 60.0
 @click.option(
     "--mutants", "only_mutants", is_flag=True, help="Only the mutants of workers, which the long round ends with."
 )
+@click.option("--mutant", "names", multiple=True, help="With --mutants: only this one; may be repeated.")
 @click.option("--seed", type=int, default=None, help="Repeat a round; by default a new seed.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Where the report goes as JSON."
 )
-def main(is_long: bool, only_mutants: bool, seed: int | None, json_path: Path | None) -> None:
+def main(is_long: bool, only_mutants: bool, names: tuple[str, ...], seed: int | None, json_path: Path | None) -> None:
     """Disturb the system in every way we know, then check that nothing was lost, doubled, turned or crossed."""
     name = "mutants" if only_mutants else "long" if is_long else "short"
     seed = secrets.randbelow(10**6) if seed is None else seed
@@ -57,7 +58,7 @@ def main(is_long: bool, only_mutants: bool, seed: int | None, json_path: Path | 
     console = Console(width=130)
     console.print(f"chaos: {name} round, seed {seed}", highlight=False)
     try:
-        uvloop.run(_run(report, console))
+        uvloop.run(_run(report, console, names))
     except asyncio.CancelledError:
         sys.exit(130)
     report.show(console)
@@ -67,7 +68,7 @@ def main(is_long: bool, only_mutants: bool, seed: int | None, json_path: Path | 
     sys.exit(1 if report.problems else 0)
 
 
-async def _run(report: Report, console: Console) -> None:
+async def _run(report: Report, console: Console, names: tuple[str, ...]) -> None:
     began_s = time.monotonic()
     task = asyncio.current_task()
     assert task is not None
@@ -80,7 +81,7 @@ async def _run(report: Report, console: Console) -> None:
         if report.name != "mutants":
             await _round(stack, report, console, began_s)
         if report.name != "short":
-            await mutant_rounds.run_all(stack, report, console)
+            await mutant_rounds.run_all(stack, report, console, names or mutant_rounds.ALL)
     finally:
         await asyncio.to_thread(stack.destroy)
         shutil.rmtree(folder, ignore_errors=True)

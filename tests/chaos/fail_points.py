@@ -126,8 +126,8 @@ def _after(trigger: Trigger, point: str, role_of: Callable[..., str]) -> Callabl
 
 
 def role_of_producer(producer: Any) -> str:
-    """A fold's producer carries its transactional id: deployment, role and partition."""
-    return _role_in(producer._txn_manager.transactional_id)
+    """A fold's producer calls itself by its transactional id: deployment, role and partition."""
+    return _role_in(producer.client._client_id)
 
 
 def _role_in(transactional_id: str) -> str:

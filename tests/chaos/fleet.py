@@ -116,18 +116,19 @@ class Fleet:
         for member in self.members.values():
             self.signal(member.name, signal.SIGCONT)
             self.signal(member.name, signal.SIGTERM)
-        codes: dict[str, int] = {}
-        for member in self.members.values():
-            if member.process is None:
-                continue
-            try:
-                async with asyncio.timeout(STOP_S_MAX):
-                    codes[member.name] = await member.process.wait()
-            except TimeoutError:
-                member.process.kill()
-                codes[member.name] = await member.process.wait()
+        ended = await asyncio.gather(*(self._end(member) for member in self.members.values()))
         await asyncio.gather(*self._tasks.values())
-        return codes
+        return dict(zip(self.members, ended, strict=True))
+
+    async def _end(self, member: Member) -> int:
+        if member.process is None:
+            return 0
+        try:
+            async with asyncio.timeout(STOP_S_MAX):
+                return await member.process.wait()
+        except TimeoutError:
+            member.process.kill()
+            return await member.process.wait()
 
     async def close(self) -> None:
         """Nothing is left running, whatever has happened."""
