@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo up down bench test check format clean
+.PHONY: help demo up down bench test chaos chaos-long check format clean
 
 help: ## Show the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(INSTALLED): pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -32,6 +32,12 @@ bench: $(INSTALLED) ## Measure the data path: a table, and the figures in bench.
 
 test: $(INSTALLED) ## Run the tests on real Kafka, PostgreSQL and Valkey
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(INSTALLED) ## Disturb a whole system for six minutes and check what is left; SEED=n repeats a round
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+
+chaos-long: $(INSTALLED) ## The same for thirty minutes, harder
+	@$(BIN)/python -m tests.chaos --long $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
 check: $(INSTALLED) ## Format, lint, strict types, import direction: seconds
 	@$(BIN)/ruff format --check --quiet .

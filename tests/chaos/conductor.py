@@ -1,0 +1,185 @@
+"""The conductor: strikes fault after fault, keeps fail points armed, thaws the frozen, and sees that work goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from settler_streams.errors import SettlerError
+from settler_streams.events import QuotaType, TenantTier
+from settler_streams.ids import TenantId
+from settler_streams.services import TenantService
+from tests.chaos.fail_points import (
+    EXECUTOR_POINTS,
+    OPEN_POINTS,
+    REFUSED_POINTS,
+    ROW_POINTS,
+    STEP_POINTS,
+    STOP_POINTS,
+    Arm,
+)
+from tests.chaos.faults import ZOMBIE_S, Fault
+from tests.chaos.field_of_work import EXECUTORS, WORKERS, Field
+from tests.chaos.pace import NotObservedError, elapse, observe, observe_advance
+
+RECOVERED_S_MAX = 60.0
+"""Longest time until every partition decides again and jobs finish, after a fault is over. A worker may have to notice
+a hung transaction (ten seconds), give up a step (thirty), and start."""
+HITS_MIN = 3
+"""Each fail point is reached this often in a round, or the round has not shown what it is for."""
+NTH_MAX = {"admission": 12, "scheduler": 6, "noisy-neighbour": 12, "noisy-detector": 3, "flags": 2, "": 4}
+"""A fail point is met at one of the first passes of its role, and so within seconds: roles differ in pace."""
+ROLES = ("admission", "admission", "scheduler", "noisy-neighbour", "noisy-detector", "flags")
+"""Whose steps are struck; admission's most."""
+REFUSED_ROLES = ("admission", "scheduler", "noisy-neighbour", "flags")
+"""Whose events are refused."""
+CHANGE_INTERVAL_S = 7.0
+
+
+class Conductor:
+    """Runs a list of faults over a field."""
+
+    def __init__(self, field: Field, say: Callable[[str], None] = str) -> None:
+        self._field = field
+        self._say = say
+        self._chance = random.Random(field.seed + 1)  # noqa: S311 - repeatable, not secret
+        self._over = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.recoveries_s: list[float] = []
+        self.changes = 0
+
+    def arm(self, hits: int = HITS_MIN) -> None:
+        """Give every worker and executor its fail points, one for each of its next starts."""
+        arms = [self._arm(point, ROLES) for point in STEP_POINTS for _ in range(hits)]
+        arms += [self._arm(point) for point in (*OPEN_POINTS, *ROW_POINTS) for _ in range(hits)]
+        arms += [self._arm(point, ("admission",), "stop") for point in STOP_POINTS for _ in range(hits // HITS_MIN)]
+        arms += [self._arm(point, REFUSED_ROLES, "refuse") for point in REFUSED_POINTS for _ in range(hits)]
+        self._deal(arms, WORKERS)
+        attempts = [self._arm(point) for point in EXECUTOR_POINTS for _ in range(hits)]
+        self._deal(attempts, EXECUTORS)
+
+    def arm_for_mutants(self) -> None:
+        """A few kills and refusals of admission's steps, on every worker: what brings a planted bug to light."""
+        admission = ("admission",)
+        for name in WORKERS:
+            arms = self._field.fleet.members[name].arms
+            for point in self._chance.sample(STEP_POINTS[2:], 3):
+                arms += [self._arm("produce", admission, "refuse"), self._arm(point, admission)]
+                arms += [self._arm("awaited", admission, "stop")] * (name == WORKERS[0])
+        self._deal([], WORKERS)
+
+    async def blows(self, least: Mapping[str, int], deadline_s: float) -> None:
+        """Wait until the fail points have acted so often, or for ``deadline_s``."""
+
+        async def enough() -> bool:
+            noted = Counter(note["action"] for note in self._field.fleet.noted())
+            return all(noted[action] >= count for action, count in least.items())
+
+        with contextlib.suppress(NotObservedError):
+            await observe("enough blows", enough, deadline_s)
+
+    def _deal(self, arms: list[Arm], names: tuple[str, ...]) -> None:
+        self._chance.shuffle(arms)
+        for number, arm in enumerate(arms):
+            self._field.fleet.members[names[number % len(names)]].arms.append(arm)
+        for name in names:  # a process is armed when it starts
+            self._field.injected[f"{name.partition('-')[0]} SIGKILL"] += self._field.fleet.signal(name, signal.SIGKILL)
+
+    def disarm(self) -> None:
+        """No further start is armed."""
+        for member in self._field.fleet.members.values():
+            member.arms.clear()
+
+    def _arm(self, point: str, roles: tuple[str, ...] = ("",), action: str = "kill") -> Arm:
+        role = self._chance.choice(roles)
+        return Arm(point, role, self._chance.randint(1, NTH_MAX[role]), action)
+
+    async def __aenter__(self) -> Conductor:
+        self._tasks = [asyncio.create_task(self._thaw()), asyncio.create_task(self._change_tenants())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over.set()
+        await asyncio.gather(*self._tasks)
+
+    async def strike(self, faults: Sequence[Fault], until_s: float) -> None:
+        """Two faults at a time, in an order of the seed's, each pair followed by a look that work goes on.
+
+        Every fault has its turn once; then again, in another order, until the time is over.
+        """
+        loop = asyncio.get_running_loop()
+        first = True
+        while first or loop.time() < until_s:
+            order = self._chance.sample(list(faults), len(faults))
+            while order and (first or loop.time() < until_s):
+                pair = [order.pop() for _ in range(min(2, len(order)))]
+                before = Counter(self._field.injected)
+                await asyncio.gather(*(fault(self._field) for fault in pair))
+                await self.recovered()
+                struck = ", ".join(sorted(self._field.injected - before)) or "nothing"
+                self._say(f"{struck}; at work again after {self.recoveries_s[-1]:.1f} s")
+            first = False
+
+    async def recovered(self) -> None:
+        """Wait until every partition under load has decided anew, and a job has finished."""
+        field = self._field
+        wanted = field.partitions_under_load()
+        before, done = Counter(field.watch.decisions), len(field.watch.finished)
+
+        def silent() -> set[int]:
+            return {partition for partition in wanted if field.watch.decisions[partition] <= before[partition]}
+
+        async def at_work() -> bool:
+            return not silent() and len(field.watch.finished) > done
+
+        self.recoveries_s.append(
+            await observe(
+                "work goes on after a fault", at_work, RECOVERED_S_MAX, lambda: f"partitions {silent()} are silent"
+            )
+        )
+
+    async def fail_points_met(self, patience_s: float) -> None:
+        """Wait until every armed place has been reached."""
+        members = [self._field.fleet.members[name] for name in (*WORKERS, *EXECUTORS)]
+
+        async def left() -> int:
+            noted = {note["pid"] for note in self._field.fleet.noted()}
+            waiting = [m for m in members if m.armed is not None and m.process and m.process.pid not in noted]
+            return len(waiting) + sum(len(member.arms) for member in members)
+
+        with contextlib.suppress(NotObservedError):  # the report says which are missing
+            await observe_advance("fail points", left, patience_s)
+
+    async def _thaw(self) -> None:
+        """SIGCONT to whoever has been stopped for long enough to be taken for dead."""
+        since: dict[int, float] = {}
+        loop = asyncio.get_running_loop()
+        while not await elapse(0.2, self._over):
+            frozen = set(self._field.fleet.frozen())
+            since = {pid: since.get(pid, loop.time()) for pid in frozen}
+            for pid, began_s in since.items():
+                if loop.time() - began_s > ZOMBIE_S:
+                    os.kill(pid, signal.SIGCONT)
+
+    async def _change_tenants(self) -> None:
+        """One tenant changes its tier, its limits and its standing all the time."""
+        field = self._field
+        if "changing" not in field.tenants:
+            return
+        tenant = TenantId(field.tenants["changing"].id)
+        async with TenantService.connect(field.settings) as service:
+            while not await elapse(CHANGE_INTERVAL_S, self._over):
+                changes = [
+                    lambda: service.change_tier(tenant, self._chance.choice(list(TenantTier)[:4])),
+                    lambda: service.change_quotas(tenant, {QuotaType.CONCURRENT_JOBS: self._chance.randint(1, 6)}),
+                    lambda: service.suspend(tenant),
+                    lambda: service.reactivate(tenant),
+                ]
+                with contextlib.suppress(SettlerError):  # it may be stored or not; the log says which
+                    await self._chance.choice(changes)()
+                    self.changes += 1

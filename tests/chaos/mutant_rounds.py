@@ -1,0 +1,66 @@
+"""Rounds with mutants of the workers: under a few kills and refusals each has to leave what the checker finds.
+
+The first one has no bug: under the same blows the checker must find nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from tests.chaos import checker
+from tests.chaos.chaos_round import begin, drain, record
+from tests.chaos.conductor import Conductor
+from tests.chaos.field_of_work import Field
+from tests.chaos.findings import Findings
+from tests.chaos.mutant_workers import WANTED
+from tests.chaos.pace import NotObservedError
+from tests.chaos.proxied_stack import ProxiedStack
+from tests.chaos.report import Report
+
+ALL = ("", *WANTED)
+BLOWS_MIN = {"kill": 3, "refuse": 3, "stop": 1}
+"""What every mutant gets at least; more, if it comes sooner."""
+BLOWS_S_MAX = 30.0
+"""A mutant that survives what should end it never comes to its next blow."""
+PATIENCE_S = 8.0
+"""A mutant may never come to its end; what it has done by then is looked at."""
+
+
+async def run_all(stack: ProxiedStack, report: Report, console: Console, names: Sequence[str]) -> None:
+    """These mutants in turn ("" has no bug); ``report`` says which were found, and by what."""
+    for name in names:
+        findings = await _one(stack, name, report.seed)
+        broken = findings.broken()
+        said = name or "no bug at all"
+        if not name:
+            report.figures |= {f"control: {figure}": count for figure, count in findings.figures.items()}
+        told = f"        mutant worker, {said}: {', '.join(sorted(broken)) or 'nothing found'}"
+        console.print(f"{told} ({findings.figures['blows']} blows)", highlight=False)
+        if name:
+            report.mutant(f"worker: {name}", broken & WANTED[name])
+        else:
+            report.problems += [(invariant, f"without a bug: {text}") for invariant, text in findings.problems]
+
+
+async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
+    deployment = f"chaos-{seed}-{mutant or 'control'}"
+    async with Field(deployment, seed, stack, mutant=mutant, few_jobs=True) as field:
+        await begin(field)
+        async with Conductor(field) as conductor:
+            conductor.arm_for_mutants()
+            await conductor.blows(BLOWS_MIN, BLOWS_S_MAX)
+            conductor.disarm()
+        blows = len(field.fleet.noted())
+        ended = True
+        try:
+            await drain(field, PATIENCE_S if mutant else 60.0)
+        except NotObservedError:
+            ended = False
+        recording = await record(field, complete=ended)
+        findings = checker.check(recording, field.load.ledger, field.http.told)
+    shutil.rmtree(field.folder)
+    findings.figures["blows"] = blows
+    return findings
