@@ -235,11 +235,27 @@ class Session:
     async def _read_changelog(self, consumer: aiokafka.AIOKafkaConsumer, changelog: TopicPartition) -> None:
         """Load by position: a changelog that is empty, all tombstones, or ends in markers still comes to its end."""
         start = (await consumer.beginning_offsets([changelog]))[changelog]
-        end = (await consumer.end_offsets([changelog]))[changelog]
+        end = await self._log_end(changelog)
         consumer.seek(changelog, start)
         while await consumer.position(changelog) < end:
             for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
                 self.state.load_changelog(self.codec, records)
+
+    async def _log_end(self, changelog: TopicPartition) -> int:
+        """Where the changelog ends, open transactions included.
+
+        The end of what is committed is no end to load to: while a former owner's transaction is still open, or its
+        markers are still being written, everything behind it is hidden, committed or not, and a state without it would
+        decide again what was decided. Reading on to the log's own end waits until that is settled.
+        """
+        consumer = self.spec.cluster.consumer(
+            client_id=f"{self.id.transactional_id}-end", isolation_level="read_uncommitted", enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            return int((await consumer.end_offsets([changelog]))[changelog])
+        finally:
+            await consumer.stop()
 
     def named(self, positions: Mapping[TopicPartition, int]) -> dict[str, int]:
         """Positions by the declared names of their topics."""
