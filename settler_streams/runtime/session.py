@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import aiokafka
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalOperation, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
@@ -37,6 +37,10 @@ OPEN_DEADLINE_S = 120.0
 """Longest opening of a session; state loads at well over 100,000 keys a second."""
 COMMITTED_RETRY_S = 0.1
 """A broker that has just started may not know a group's offsets yet; it is asked again, as long as opening may take."""
+OFFSETS_SETTLE_S = 10.0
+"""As long as a transaction may take: after that, offsets that are behind the state were changed from outside."""
+BARRIER_KEY = b"barrier"
+"""Key of the record with which a new owner finds the end of its changelog; it is never committed."""
 RETRY_BACKOFF_MS = 10
 """The broker answers the first produce of a transaction with a retriable error while it still completes the former
 one; with aiokafka's default of 100 ms that would cost a quarter of the throughput."""
@@ -117,7 +121,8 @@ class Session:
         """Take the fold over.
 
         1. create the producer: fences the former owner and settles its transaction;
-        2. load the state from the changelog, ``read_committed``, up to its end: it can no longer move behind our back;
+        2. load the state from the changelog, ``read_committed``, up to a record of our own: it can no longer move
+           behind our back, and nothing before that record is still undecided;
         3. take the positions from it, and hold Kafka's committed offsets against them;
         4. build the logic from the state.
 
@@ -131,8 +136,10 @@ class Session:
             async with asyncio.timeout(OPEN_DEADLINE_S):
                 await self._open_producer()
                 await self._load()
-        except (TimeoutError, KafkaError) as error:
+        except (TimeoutError, KafkaError, IllegalOperation) as error:
             await self.close()
+            if fenced(error):
+                raise FencedError(f"{self.id}: a newer owner took over while this one was opening") from error
             raise UnavailableError(f"{self.id}: could not take over the fold: {error!r}") from error
         except StateError as error:
             try:
@@ -183,7 +190,7 @@ class Session:
         self.now_ms = clock.now_ms
         async with self.spec.cluster.admin() as client:
             await self._check_topics(client, clock.topic_ids)
-            committed = await self._committed(client)
+            committed = await self._committed(client, clock.positions)
         await self._read_positions(consumer, clock.positions, committed)
         self._reader = InputReader(self.id.role, consumer, self.positions)
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
@@ -198,17 +205,28 @@ class Session:
                     f"{self.id}: topic {name!r} was re-created; the fold has a position in an earlier one of that name"
                 )
 
-    async def _committed(self, client: AIOKafkaAdminClient) -> dict[TopicPartition, int]:
-        """The group's committed offsets where the broker has some; asked again while it starts up."""
+    async def _committed(self, client: AIOKafkaAdminClient, stored: Mapping[str, int]) -> dict[TopicPartition, int]:
+        """The group's committed offsets where the broker has some.
+
+        It is asked again while it starts up, and for a while when it is behind the state: both were committed together,
+        and the markers of the offsets may still be on their way.
+        """
         tps = self.spec.inputs(self.id.partition)
+        wanted = {tp: stored.get(name, 0) for tp, name in zip(tps, self.spec.declared.inputs, strict=True)}
+        loop = asyncio.get_running_loop()
+        patient_until_s = loop.time() + OFFSETS_SETTLE_S
         while True:
             try:
                 found = await client.list_consumer_group_offsets(self.id.group, partitions=tps)
-                if found.keys() >= set(tps):
-                    return {tp: known.offset for tp, known in found.items() if known.offset >= 0}
             except KafkaError as error:
                 if not error.retriable:
                     raise
+                found = {}
+            if found.keys() >= set(tps):
+                committed = {tp: known.offset for tp, known in found.items() if known.offset >= 0}
+                behind = any(offset < wanted[tp] for tp, offset in committed.items() if tp in wanted)
+                if not behind or loop.time() >= patient_until_s:
+                    return committed
             await asyncio.sleep(COMMITTED_RETRY_S)
 
     async def _read_positions(
@@ -235,27 +253,28 @@ class Session:
     async def _read_changelog(self, consumer: aiokafka.AIOKafkaConsumer, changelog: TopicPartition) -> None:
         """Load by position: a changelog that is empty, all tombstones, or ends in markers still comes to its end."""
         start = (await consumer.beginning_offsets([changelog]))[changelog]
-        end = await self._log_end(changelog)
+        end = await self._settled_end(changelog)
         consumer.seek(changelog, start)
         while await consumer.position(changelog) < end:
             for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
                 self.state.load_changelog(self.codec, records)
 
-    async def _log_end(self, changelog: TopicPartition) -> int:
-        """Where the changelog ends, open transactions included.
+    async def _settled_end(self, changelog: TopicPartition) -> int:
+        """Where the changelog ends, and up to where everything in it will be decided: behind a record of our own.
 
-        The end of what is committed is no end to load to: while a former owner's transaction is still open, or its
-        markers are still being written, everything behind it is hidden, committed or not, and a state without it would
-        decide again what was decided. Reading on to the log's own end waits until that is settled.
+        That we are the owner does not mean that what former owners have committed can be read yet. Their markers may
+        still be on their way, and a broker that was frozen or restarted shows what it holds only when something new is
+        appended. A state without it would decide again what was decided. So the new owner appends first, in a
+        transaction that it aborts: the reader gets past that record only when all before it is settled.
         """
-        consumer = self.spec.cluster.consumer(
-            client_id=f"{self.id.transactional_id}-end", isolation_level="read_uncommitted", enable_auto_commit=False
-        )
-        await consumer.start()
-        try:
-            return int((await consumer.end_offsets([changelog]))[changelog])
-        finally:
-            await consumer.stop()
+        await self.producer.begin_transaction()
+        batch = self.producer.create_batch()
+        batch.append(timestamp=None, key=BARRIER_KEY, value=None)
+        batch.close()
+        stored = await self.producer.send_batch(batch, changelog.topic, partition=changelog.partition)
+        end = int((await stored).offset) + 1
+        await self.producer.abort_transaction()
+        return end
 
     def named(self, positions: Mapping[TopicPartition, int]) -> dict[str, int]:
         """Positions by the declared names of their topics."""

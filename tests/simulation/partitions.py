@@ -48,11 +48,14 @@ class Partition:
         self.history: list[Entry] = []
         self._entries: list[Entry] = []
         self._open: dict[Transaction, int] = {}
+        self.hidden_from: int | None = None
+        """A broker that was frozen shows what lies from here on only when something is appended."""
 
     @property
     def stable_end(self) -> int:
         """Kafka's last stable offset: nothing before it is undecided."""
-        return min(self._open.values(), default=self.end)
+        stable = min(self._open.values(), default=self.end)
+        return stable if self.hidden_from is None else min(stable, self.hidden_from)
 
     def end_for(self, isolation: str) -> int:
         """The end as a consumer of this isolation level is told it."""
@@ -76,6 +79,7 @@ class Partition:
         self._add(Entry(self.end, None, transaction))
 
     def _add(self, entry: Entry) -> int:
+        self.hidden_from = None
         self._entries.append(entry)
         self.history.append(entry)
         self.end += 1

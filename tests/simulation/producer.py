@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiokafka.errors import (
     ConcurrentTransactions,
@@ -68,6 +68,12 @@ class Batch:
         self._bytes_left = 0
 
 
+class Stored(NamedTuple):
+    """Where the first record of a batch lies."""
+
+    offset: int
+
+
 class Producer:
     """As ``AIOKafkaProducer`` with a transactional id."""
 
@@ -121,7 +127,7 @@ class Producer:
         self._sending.append(answer)
         return answer
 
-    async def _produce(self, tp: TopicPartition, batch: Batch, previous: asyncio.Future[Any] | None) -> int:
+    async def _produce(self, tp: TopicPartition, batch: Batch, previous: asyncio.Future[Any] | None) -> Stored:
         if previous is not None:
             await asyncio.wait([previous])
         if self._state is State.FATAL:
@@ -134,7 +140,7 @@ class Producer:
             return self._broker.produce(self._id, self._epoch, tp, batch.messages)
 
         try:
-            return await self._cluster.request("produce", effect)
+            return Stored(await self._cluster.request("produce", effect))
         except InvalidProducerEpoch as error:
             raise ProducerFenced from error
 

@@ -9,10 +9,11 @@ from aiokafka.structs import TopicPartition
 
 from settler_streams.errors import FencedError, StateError, UnavailableError
 from settler_streams.runtime.session import Session
-from tests.simulation.virtual_time import run
+from tests.simulation.virtual_time import elapse, run
 from tests.simulation.world import DEPLOYMENT, World
 
 INPUT = TopicPartition(f"{DEPLOYMENT}.usage-events", 0)
+CHANGELOG = TopicPartition(f"{DEPLOYMENT}.admission-changelog", 0)
 RECORDS = 8
 
 
@@ -74,5 +75,24 @@ def test_an_input_that_is_gone_ends_its_reader() -> None:
         del world.broker.topics[INPUT.topic]
         with pytest.raises(UnavailableError, match="is gone"):
             await session.fetch(1.0)
+
+    played(play)
+
+
+def test_what_a_broker_does_not_show_yet_is_waited_for_and_not_decided_again() -> None:
+    """Frozen beyond its session, a broker shows less than it holds until something is appended."""
+
+    async def play(world: World) -> None:
+        first = await opened(world)
+        await folded(first)
+        await first.close()
+        changelog = world.broker.partition(CHANGELOG)
+        while changelog.stable_end < changelog.end:
+            await elapse(0.1)  # the markers are still on their way
+        changelog.hidden_from = 0
+        world.broker.offsets.clear()  # the coordinator's memory is as old as that
+        second = await opened(world)
+        assert second.positions[INPUT] == RECORDS
+        assert second.now_ms == first.now_ms
 
     played(play)
