@@ -1,6 +1,6 @@
 """The event contract: bodies, envelope, and their encoding. What is published lies in ``schemas/``."""
 
-from settler_streams.events.envelope import CONTENT_TYPE, Envelope, decode, encode, envelope
+from settler_streams.events.envelope import CONTENT_TYPE, Envelope, decode, encode, envelope, misfit_of
 from settler_streams.events.fields import (
     FlagAction,
     FlagScope,
@@ -94,4 +94,5 @@ __all__ = [
     "decode",
     "encode",
     "envelope",
+    "misfit_of",
 ]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from settler_streams.errors import InvalidRequestError
-from settler_streams.events import Part
+from settler_streams.events import Part, misfit_of
 from settler_streams.ids import TenantId, derived_id
 
 PROBLEMS_TOLD_MAX = 10
@@ -68,9 +68,12 @@ def read_event(event_type: type[P], body: bytes) -> P:
 
 def _decoded(event_type: type[P], body: bytes) -> P:
     try:
-        return msgspec.json.decode(body, type=event_type)
+        event = msgspec.json.decode(body, type=event_type)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(str(error)) from error
+    if (misfit := misfit_of(event)) is not None:
+        raise InvalidRequestError(misfit)
+    return event
 
 
 def idempotency_key(request: Request) -> str | None:

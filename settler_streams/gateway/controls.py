@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from settler_streams.errors import InvalidRequestError
-from settler_streams.events import FlagAction, FlagCommand, FlagScope, UsageRecorded
+from settler_streams.events import FlagAction, FlagCommand, FlagScope, UsageRecorded, misfit_of
 from settler_streams.events.fields import PerMille, Text, Uuid
 from settler_streams.gateway.bodies import event_id_of, idempotency_key, read_event, read_model
 from settler_streams.gateway.operations import gateway_of, principal_of
@@ -52,6 +52,8 @@ async def change_flag(request: Request) -> Response:
         command = msgspec.convert(fields, FlagCommand)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(str(error)) from error
+    if (misfit := misfit_of(command)) is not None:
+        raise InvalidRequestError(misfit)
     event_id = await gateway.publisher.publish("flag-commands", principal.tenant_id, principal.root_id, command)
     return JSONResponse({"event_id": event_id}, 202)
 

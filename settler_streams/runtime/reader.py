@@ -46,7 +46,7 @@ class InputReader:
             consumer.seek(tp, offset)
 
     async def fetch(self, wait_s: float) -> Mapping[TopicPartition, Sequence[ConsumerRecord[bytes, bytes]]]:
-        """What has arrived, bounded in records and bytes; empty after ``wait_s`` seconds.
+        """What has arrived, bounded in records and bytes, by input in declared order; empty after ``wait_s`` seconds.
 
         Raises:
             KafkaError: the log no longer holds the position, an input is gone, or the broker refuses this reader.
@@ -56,7 +56,7 @@ class InputReader:
         )
         self._check_inputs()
         self._observe_lag(records)
-        return records
+        return {tp: records[tp] for tp in self._inputs if tp in records}
 
     def _check_inputs(self) -> None:
         """A fetch of a topic that is gone is asked again and again, without an error, and reads on in its namesake.

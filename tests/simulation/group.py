@@ -15,8 +15,8 @@ from typing import Any
 from aiokafka.errors import IllegalGenerationError, KafkaError, RebalanceInProgressError, UnknownMemberIdError
 from aiokafka.structs import TopicPartition
 
-from tests.simulation.faults import Faults
 from tests.simulation.member import Member
+from tests.simulation.misfortunes import Faults
 from tests.simulation.virtual_time import elapse
 
 SESSION_TIMEOUT_S = 10.0

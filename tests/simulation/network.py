@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from aiokafka.errors import ConcurrentTransactions, KafkaConnectionError, KafkaError, MessageSizeTooLargeError
 
-from tests.simulation.faults import Fate, Faults
+from tests.simulation.misfortunes import Fate, Faults
 from tests.simulation.virtual_time import elapse
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from settler_streams.events import (
 )
 from settler_streams.ids import PLATFORM
 from tests.simulation.broker import Broker
-from tests.simulation.faults import Faults
+from tests.simulation.misfortunes import Faults
 from tests.simulation.partitions import READ_COMMITTED
 from tests.simulation.virtual_time import elapse
 

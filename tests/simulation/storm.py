@@ -8,9 +8,9 @@ from random import Random
 
 from settler_streams.topology import Topology, full_name
 from tests.simulation.broker import Broker
-from tests.simulation.faults import Faults
 from tests.simulation.group import Group
 from tests.simulation.member import Member
+from tests.simulation.misfortunes import Faults
 from tests.simulation.network import FROZEN_S_MAX
 from tests.simulation.virtual_time import elapse
 

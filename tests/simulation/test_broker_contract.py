@@ -13,7 +13,7 @@ from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.topology import Declared
 from tests.simulation.broker import Broker
 from tests.simulation.clients import SimulatedCluster
-from tests.simulation.faults import Faults
+from tests.simulation.misfortunes import Faults
 from tests.simulation.network import Network, Process
 from tests.simulation.scenarios import MESSAGE_BYTES_MAX, SCENARIOS, Bench, Scenario
 from tests.simulation.virtual_time import run

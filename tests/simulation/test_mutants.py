@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.simulation.judge import judged
-from tests.simulation.mutants import MUTANTS
+from tests.simulation.planted_bugs import MUTANTS
 
 SEEDS_MAX = 60
 """A planted bug that hides in more seeds than this would hide a real one as well."""

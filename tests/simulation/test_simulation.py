@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from settler_streams.runtime.session import Session
-from tests.simulation.faults import Fate
 from tests.simulation.judge import judged, violations_of
 from tests.simulation.member import GIVEN_UP, HELD_BACK
+from tests.simulation.misfortunes import Fate
 from tests.simulation.virtual_time import run
 from tests.simulation.world import World, simulate
 

@@ -25,9 +25,9 @@ from settler_streams.runtime.session import FoldSpec
 from settler_streams.topology import Topology, load_topology
 from settler_streams.workers.folds import FOLDS
 from tests.simulation.broker import Broker
-from tests.simulation.faults import Faults
 from tests.simulation.group import Group
 from tests.simulation.member import Member, member_of
+from tests.simulation.misfortunes import Faults
 from tests.simulation.network import Network, Process
 from tests.simulation.simulated_executors import Executor
 from tests.simulation.storm import Storm
