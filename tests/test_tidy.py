@@ -38,7 +38,15 @@ def name_of(path):
 
 
 def parsed(path):
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    text = path.read_text(encoding="utf-8")
+    for _ in range(20):
+        try:
+            return ast.parse(text, str(path))
+        except SystemError:
+            # CPython 3.11 (gh-106905): another thread that formats a traceback, as loggers of the services' clients do,
+            # parses at the same moment, and both count their depth in one place.
+            continue
+    return ast.parse(text, str(path))
 
 
 def dotted(node):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from settler_streams.adapters.kafka.cluster import ADMIN_DEADLINE_S
-from settler_streams.errors import ConfigurationError
+from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.topology import Declared
+
+SHOWN_RETRY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ async def apply(client: AIOKafkaAdminClient, declared: Sequence[Declared], repli
 
     Raises:
         ConfigurationError: a topic has another partition count; that cannot be repaired without moving tenants.
+        KafkaError: the broker refuses a topic.
+        UnavailableError: the broker did not show the new topics in time.
     """
     differences = await compare(client, declared)
     if stuck := [d for d in differences if not d.repairable]:
@@ -67,8 +71,7 @@ async def apply(client: AIOKafkaAdminClient, declared: Sequence[Declared], repli
         if d.topic in missing
     ]
     if new:
-        with contextlib.suppress(TopicAlreadyExistsError):  # another process was faster
-            await client.create_topics(new, timeout_ms=int(ADMIN_DEADLINE_S * 1000))
+        await _create(client, new)
     changed = {d.topic for d in differences if d.what != "topic"}
     resources = [
         ConfigResource(ConfigResourceType.TOPIC, d.topic, configs=d.config) for d in declared if d.topic in changed
@@ -76,6 +79,21 @@ async def apply(client: AIOKafkaAdminClient, declared: Sequence[Declared], repli
     if resources:
         await client.alter_configs(resources)
     return differences
+
+
+async def _create(client: AIOKafkaAdminClient, new: Sequence[NewTopic]) -> None:
+    """Create topics and wait until the broker shows them: its answer comes half a second before."""
+    response = await client.create_topics(list(new), timeout_ms=int(ADMIN_DEADLINE_S * 1000))
+    for topic, error_code, *_ in response.topic_errors:
+        if error_code and for_code(error_code) is not TopicAlreadyExistsError:  # another process may have been faster
+            raise for_code(error_code)(topic)
+    wanted = {topic.name for topic in new}
+    try:
+        async with asyncio.timeout(ADMIN_DEADLINE_S):
+            while not wanted <= set(await client.list_topics()):  # noqa: ASYNC110 - the broker tells nobody
+                await asyncio.sleep(SHOWN_RETRY_S)
+    except TimeoutError as error:
+        raise UnavailableError(f"the broker has not shown its new topics in {ADMIN_DEADLINE_S:.0f} s") from error
 
 
 async def require(client: AIOKafkaAdminClient, partitions: Mapping[str, int]) -> None:
