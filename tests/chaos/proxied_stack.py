@@ -30,7 +30,7 @@ class ProxiedKafka(Kafka):
 
     doors: Mapping[str, Door] = {}
 
-    def _render(self, data: Path) -> bytes:
+    def properties(self, data: Path) -> bytes:
         listeners, advertised, protocols = [], [], []
         for name, door in self.doors.items():
             label = name.upper().replace("-", "_")
@@ -42,7 +42,7 @@ class ProxiedKafka(Kafka):
             "advertised.listeners=": advertised,
             "listener.security.protocol.map=": protocols,
         }
-        lines = super()._render(data).decode().splitlines()
+        lines = super().properties(data).decode().splitlines()
         for number, line in enumerate(lines):
             for start, additions in more.items():
                 if line.startswith(start):
