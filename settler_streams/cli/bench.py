@@ -55,7 +55,7 @@ def bench(
 ) -> None:
     """Measure the data path, on services of its own that are deleted afterwards. PATH gets the JSON.
 
-    Fails when the outputs of a program are not exactly one per request. Takes all cores; about three minutes.
+    Fails when the outputs of a program are not exactly one per request. Takes all cores, for some minutes.
     """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it warns while it retries; topics have just been made
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so the services are deleted

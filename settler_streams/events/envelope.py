@@ -96,14 +96,25 @@ _DECODER: msgspec.json.Decoder[Envelope[Part]] = msgspec.json.Decoder(Union[tupl
 _ENCODER = msgspec.json.Encoder()
 
 
-@lru_cache(maxsize=65_536)
-def _is_known_uuid(text: str) -> bool:
-    """As ``_is_uuid``, for ids that come again and again: tenants."""
-    return _is_uuid(text) is not None
+REMEMBERED_LENGTH_MAX = 128
+"""Longer texts are looked at each time: what anyone may write must not fill the memory with texts of a megabyte."""
+
+
+def _remembering(match: Callable[[str], object], texts_max: int) -> Callable[[str], bool]:
+    """``match`` for texts that come again and again, such as tenants and kinds of jobs."""
+
+    @lru_cache(maxsize=texts_max)
+    def known(text: str) -> bool:
+        return match(text) is not None
+
+    return lambda text: known(text) if len(text) <= REMEMBERED_LENGTH_MAX else match(text) is not None
+
+
+_is_known_uuid = _remembering(_is_uuid, 65_536)
 
 
 def _fits(pattern: str) -> Callable[[str], object]:
-    return _is_uuid if pattern == plain_pattern(Uuid) else lru_cache(maxsize=1024)(re.compile(pattern).match)
+    return _is_uuid if pattern == plain_pattern(Uuid) else _remembering(re.compile(pattern).match, 1024)
 
 
 _LATE: dict[type[Part], tuple[tuple[str, Callable[[str], object]], ...]] = {

@@ -11,6 +11,9 @@ from settler_streams.topology import Topology
 KEYS_REMEMBERED = 65_536
 """Hashing a key costs microseconds in Python; this many tenants' answers are kept (measured: 15 MiB)."""
 
+KEY_BYTES_REMEMBERED_MAX = 256
+"""A tenant's id has 36, a flag's key fewer than this; longer keys, which anyone could write, are not kept."""
+
 
 class Router:
     """Partition numbers for the keys of one deployment's topics."""
@@ -29,7 +32,8 @@ class Router:
 
     def partition_for(self, topic: str, key: str) -> int:
         """Where a record of ``topic`` with ``key`` belongs, by Kafka's default partitioner."""
-        return self._hash(key, self._partitions[topic])
+        partition_of_key = self._hash if len(key) <= KEY_BYTES_REMEMBERED_MAX else partition_of
+        return partition_of_key(key, self._partitions[topic])
 
     def check_output(self, role: str, topic: str, event_type: str) -> None:
         """Hold what a role publishes against the declaration: its readers rely on who may write what.
@@ -50,7 +54,7 @@ class Router:
         if known is None:
             key = key_of(raw_key)
             known = key, self.home_of(topic, key, arrived_in)
-            if topic in self._keyed:
+            if raw_key is not None and topic in self._keyed and len(raw_key) <= KEY_BYTES_REMEMBERED_MAX:
                 if len(self._places) >= KEYS_REMEMBERED:
                     self._places.clear()
                 self._places[topic, raw_key] = known

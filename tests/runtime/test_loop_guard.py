@@ -12,13 +12,12 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import asyncio, time
+import asyncio, threading
 from settler_streams.workers import loop_guard
 loop_guard.BEAT_INTERVAL_S, loop_guard.BEATS_MISSED_MAX = 0.2, 5
 
 def stuck():
-    while True:
-        time.sleep(0.01)
+    threading.Event().wait()
 
 async def main():
     loop_guard.guard_loop(4)

@@ -8,7 +8,8 @@ import aiokafka
 import pytest
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
-from settler_streams.runtime.routing import Router
+from settler_streams.ids import partition_of
+from settler_streams.runtime.routing import KEY_BYTES_REMEMBERED_MAX, Router
 from settler_streams.runtime.session import FoldSpec, Session
 from settler_streams.runtime.step import Step
 from settler_streams.topology import load_topology
@@ -47,3 +48,14 @@ def forwards(role: str, topic: str) -> bool:
     assert list(step.decode()) == []
     assert not step._outputs._batches.keys() - {(tp.topic, 1)}
     return bool(step._outputs._batches)
+
+
+def test_keys_of_any_length_are_placed_alike_and_only_short_ones_are_kept() -> None:
+    router = Router(load_topology())
+    for length in (36, KEY_BYTES_REMEMBERED_MAX, KEY_BYTES_REMEMBERED_MAX + 1, 2**20):
+        key = "k" * length
+        home = partition_of(key, load_topology().partitions("job-requests"))
+        for _ in range(2):
+            assert router.place_of("job-requests", key.encode(), 0) == (key, home)
+            assert router.partition_for("job-requests", key) == home
+    assert {len(key) for _, key in router._places if key is not None} == {36, KEY_BYTES_REMEMBERED_MAX}

@@ -15,6 +15,7 @@ from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.topology import Declared
 
 SHOWN_RETRY_S = 0.05
+"""Between two looks for new topics, which take half a second to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
