@@ -89,6 +89,7 @@ class Admission(FoldLogic):
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        self._seen.forget(now_ms)  # by every record, so that the state follows from those that were folded
         data = record.event.data
         if type(data) is JobRequested:  # nearly all
             return self._requested(record, data, now_ms)
@@ -300,7 +301,7 @@ class Admission(FoldLogic):
         )
 
     def _tick(self, now_ms: int) -> Outcome:
-        """Once a second: forget old ids, and report the usage of tenants that were active since the last tick."""
+        """Once a second: report the usage of tenants that were active since the last tick."""
         emits = []
         for tenant_id in sorted(self._standings.changed):
             level = self._standings.level(tenant_id, now_ms)
@@ -308,7 +309,6 @@ class Admission(FoldLogic):
             if tenant is not None and level is not None:
                 report = self._report(level, now_ms)
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
-        self._seen.forget(now_ms)
         changes: dict[str, Value | None] = {}
         if self._standings.changed:
             self._standings.changed.clear()

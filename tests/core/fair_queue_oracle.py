@@ -84,7 +84,8 @@ class Oracle:
             tenant.floor = self.time[contract.enterprise]
             tenant.tag = tenant.floor + ahead * old.weight // contract.weight
             tenant.eligible = False
-        self.tidy()
+        if tidy:
+            self.tidy()
 
     def cancel(self, tenant, job_id):
         job = self.find(job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from settler_streams.core import dedup
@@ -257,6 +257,15 @@ def assert_state_equals(fold, oracle):
 
 @settings(max_examples=250, deadline=None)
 @given(st.lists(changes, max_size=6, unique_by=lambda change: change[1]), operations)
+@example(  # a dead letter between the end of the ids' window and the next record
+    [("change", CHILD, 1, TenantTier.FREE, TenantStatus.ACTIVE, {}, None)],
+    [
+        *[("request", ROOT, 0, "/a", "reconciliation", None)] * 3,
+        ("later", SEEN_WINDOW_MS),
+        ("use", CHILD, 0, Resource.REQUESTS, 1, None),
+        ("finish", 0),
+    ],
+)
 def test_every_answer_equals_the_oracles_and_neither_restarts_nor_dead_letters_change_anything(first, sequence):
     fold, restarted, spared = new_fold(), new_fold(), new_fold()
     oracle = Oracle(OPEN_JOBS_MAX)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from settler_streams.core.fair_queue import FairQueue
@@ -113,6 +113,16 @@ def pick(oracle, index, *, running):
 
 @settings(max_examples=400, deadline=None)
 @given(operations, st.integers(0, 4), st.sampled_from([0, 250, 333, 1000]))
+@example(  # a tenant without jobs, still ahead of its lane, comes back in another lane
+    [
+        ("enqueue", "t1", 0, 0),
+        ("enqueue", "t0", 0, 0),
+        ("finished", 0, 1),
+        ("enqueue as", "t1", Contract(1, True, None), 0),
+    ],
+    0,
+    0,
+)
 def test_each_decision_equals_the_linear_scan_and_survives_a_restore(steps, slots, reserved):
     queue, oracle, store, known = FairQueue(slots, reserved), oracle_module.Oracle(slots, reserved), Store(), {}
     store.clock = msgspec.msgpack.encode(queue.clock)

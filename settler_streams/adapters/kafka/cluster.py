@@ -14,13 +14,15 @@ from typing import Any
 
 import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, NodeNotReadyError
 
 from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.settings import Settings
 
 ADMIN_DEADLINE_S = 30.0
 """Longest wait for the broker in one administrative step; creating thirty topics takes about a second."""
+NAMED_RETRY_S = 0.1
+"""Between two looks for a broker in a cluster that names none."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,36 @@ class Cluster:
         Raises:
             UnavailableError: the broker did not answer.
         """
-        client = AIOKafkaAdminClient(
-            bootstrap_servers=self.servers, request_timeout_ms=int(ADMIN_DEADLINE_S * 1000), **self.access
-        )
         try:
             async with asyncio.timeout(ADMIN_DEADLINE_S):
-                await client.start()
+                client = await self._named()
         except (KafkaError, TimeoutError, OSError) as error:
-            await client.close()
             raise UnavailableError(f"Kafka at {self.servers} did not answer: {error!r}") from error
         try:
             yield client
         finally:
             await client.close()
+
+    async def _named(self) -> AIOKafkaAdminClient:
+        """A started client whose cluster names a broker.
+
+        A broker that its controller has not heard of for a while (a frozen machine) answers, but is named by nobody
+        until the controller hears it again. A client that starts meanwhile knows no node to ask.
+        """
+        while True:
+            client = AIOKafkaAdminClient(
+                bootstrap_servers=self.servers, request_timeout_ms=int(ADMIN_DEADLINE_S * 1000), **self.access
+            )
+            try:
+                await client.start()
+                await client.describe_cluster()
+            except BaseException as error:
+                await client.close()
+                if not isinstance(error, NodeNotReadyError):
+                    raise
+            else:
+                return client
+            await asyncio.sleep(NAMED_RETRY_S)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

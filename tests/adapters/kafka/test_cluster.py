@@ -1,0 +1,54 @@
+"""Administrative clients of a cluster that is not itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import NodeNotReadyError
+
+from settler_streams.adapters.kafka import cluster
+from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.errors import UnavailableError
+
+
+class Unnamed(AIOKafkaAdminClient):
+    """A client that starts while the cluster names no broker, as often as ``left`` says."""
+
+    left = 0
+    closed = 0
+
+    async def describe_cluster(self) -> Any:
+        if Unnamed.left:
+            Unnamed.left -= 1
+            raise NodeNotReadyError("node id None")
+        return await super().describe_cluster()
+
+    async def close(self) -> None:
+        Unnamed.closed += 1
+        await super().close()
+
+
+@pytest.fixture
+def unnamed(monkeypatch):
+    Unnamed.left = Unnamed.closed = 0
+    monkeypatch.setattr(cluster, "AIOKafkaAdminClient", Unnamed)
+    monkeypatch.setattr(cluster, "NAMED_RETRY_S", 0.01)
+    return Unnamed
+
+
+async def test_an_administrative_client_waits_until_the_cluster_names_a_broker(unnamed, services, kafka):
+    unnamed.left = 2
+    async with Cluster.of(services.settings).admin() as client:
+        assert (await client.describe_cluster())["brokers"]
+    assert (unnamed.left, unnamed.closed) == (0, 3), "each client is closed"
+
+
+async def test_it_does_not_wait_for_ever(unnamed, monkeypatch, services, kafka):
+    unnamed.left = 10_000
+    monkeypatch.setattr(cluster, "ADMIN_DEADLINE_S", 0.5)
+    with pytest.raises(UnavailableError, match="did not answer"):
+        async with Cluster.of(services.settings).admin():
+            pass
+    assert unnamed.closed >= 10_000 - unnamed.left > 1
