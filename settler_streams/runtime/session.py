@@ -22,6 +22,7 @@ from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
 from settler_streams.errors import FencedError, StateError, UnavailableError
+from settler_streams.runtime import collector
 from settler_streams.runtime.intake import Intake
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
 from settler_streams.runtime.routing import Router
@@ -255,9 +256,10 @@ class Session:
         start = (await consumer.beginning_offsets([changelog]))[changelog]
         end = await self._settled_end(changelog)
         consumer.seek(changelog, start)
-        while await consumer.position(changelog) < end:
-            for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
-                self.state.load_changelog(self.codec, records)
+        with collector.paused():
+            while await consumer.position(changelog) < end:
+                for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
+                    self.state.load_changelog(self.codec, records)
 
     async def _settled_end(self, changelog: TopicPartition) -> int:
         """Where the changelog ends, and up to where everything in it will be decided: behind a record of our own.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from settler_streams.errors import SettlerError
@@ -25,13 +26,19 @@ from tests.chaos.fail_points import (
 )
 from tests.chaos.faults import ZOMBIE_S, Fault
 from tests.chaos.field_of_work import EXECUTORS, WORKERS, Field
+from tests.chaos.fleet import Member
 from tests.chaos.pace import NotObservedError, elapse, observe, observe_advance
 
 RECOVERED_S_MAX = 60.0
-"""Longest time until every partition decides again and jobs finish, after a fault is over. A worker may have to notice
-a hung transaction (ten seconds), give up a step (thirty), and start."""
+"""Longest time until every partition decides again and jobs finish, once processes are no longer killed. A worker may
+have to notice a hung transaction (ten seconds), give up a step (thirty), and start."""
+HOLD_AFTER_S = 15.0
+"""While work is awaited for longer, processes start without a fail point: killed faster than they can start, on a slow
+machine, they would never come to work, and nothing be shown."""
 HITS_MIN = 3
 """Each fail point is reached this often in a round, or the round has not shown what it is for."""
+WIDEN_AFTER_S = 20.0
+"""Once no fail point has been met for so long, what is left of them is armed for any role."""
 NTH_MAX = {"admission": 12, "scheduler": 6, "noisy-neighbour": 12, "noisy-detector": 3, "flags": 2, "": 4}
 """A fail point is met at one of the first passes of its role, and so within seconds: roles differ in pace."""
 ROLES = ("admission", "admission", "scheduler", "noisy-neighbour", "noisy-detector", "flags")
@@ -137,23 +144,52 @@ class Conductor:
         async def at_work() -> bool:
             return not silent() and len(field.watch.finished) > done
 
-        self.recoveries_s.append(
+        began_s = asyncio.get_running_loop().time()
+        try:
+            await observe("work goes on under blows", at_work, HOLD_AFTER_S)
+        except NotObservedError:
+            field.fleet.holding = True
             await observe(
                 "work goes on after a fault", at_work, RECOVERED_S_MAX, lambda: f"partitions {silent()} are silent"
             )
-        )
+        finally:
+            field.fleet.holding = False
+        self.recoveries_s.append(asyncio.get_running_loop().time() - began_s)
 
     async def fail_points_met(self, patience_s: float) -> None:
-        """Wait until every armed place has been reached."""
-        members = [self._field.fleet.members[name] for name in (*WORKERS, *EXECUTORS)]
+        """Wait until every armed place has been reached.
 
-        async def left() -> int:
-            noted = {note["pid"] for note in self._field.fleet.noted()}
-            waiting = [m for m in members if m.armed is not None and m.process and m.process.pid not in noted]
-            return len(waiting) + sum(len(member.arms) for member in members)
-
+        A process that does not come by, since it leads no fold of the armed role, is armed for any role instead.
+        """
+        with contextlib.suppress(NotObservedError):
+            await observe_advance("fail points", self._points_left, WIDEN_AFTER_S)
+            return
+        for member in self._armed_members():
+            wide = [dataclasses.replace(arm, role="", nth=1) for arm in member.arms]
+            if member.armed is not None and not self._met(member):
+                wide.insert(0, dataclasses.replace(member.armed, role="", nth=1))
+                member.armed = None
+            member.arms = deque(wide)
+            if wide:
+                self._field.injected[f"{member.name.partition('-')[0]} SIGKILL"] += self._field.fleet.signal(
+                    member.name, signal.SIGKILL
+                )
         with contextlib.suppress(NotObservedError):  # the report says which are missing
-            await observe_advance("fail points", left, patience_s)
+            await observe_advance("fail points", self._points_left, patience_s)
+
+    async def _points_left(self) -> int:
+        members = self._armed_members()
+        waiting = [m for m in members if m.armed is not None and m.process is not None and not self._met(m)]
+        return len(waiting) + sum(len(member.arms) for member in members)
+
+    def _armed_members(self) -> list[Member]:
+        return [self._field.fleet.members[name] for name in (*WORKERS, *EXECUTORS)]
+
+    def _met(self, member: Member) -> bool:
+        """Whether the present run of a member has come by its fail point."""
+        return member.process is not None and any(
+            note["pid"] == member.process.pid for note in self._field.fleet.noted()
+        )
 
     async def _thaw(self) -> None:
         """SIGCONT to whoever has been stopped for long enough to be taken for dead."""

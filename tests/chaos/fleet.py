@@ -69,6 +69,8 @@ class Fleet:
             "CHAOS_MUTANT": mutant,
         }
         self.members: dict[str, Member] = {}
+        self.holding = False
+        """While it is set, members start without their fail points."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def add(self, name: str, command: list[str], environ: Mapping[str, str]) -> Member:
@@ -164,7 +166,7 @@ class Fleet:
 
     async def _start(self, member: Member) -> asyncio.subprocess.Process:
         environ = dict(member.environ)
-        member.armed = member.arms.popleft() if member.arms else None
+        member.armed = member.arms.popleft() if member.arms and not self.holding else None
         if member.armed is not None:
             environ["CHAOS_ARM"] = member.armed.text()
         if member.format_added:
