@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from typing import Any
 import pytest
 
 from settler_streams.runtime.session import Session
-from tests.simulation.judge import judged, violations_of
+from tests.simulation.judge import violations_of
+from tests.simulation.many_seeds import Tally, tallies
 from tests.simulation.member import GIVEN_UP, HELD_BACK
 from tests.simulation.misfortunes import Fate
 from tests.simulation.virtual_time import run
@@ -27,8 +27,6 @@ from tests.simulation.world import World, simulate
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "1000"))
 FIRST_SEED = int(os.environ.get("SIMULATION_FIRST_SEED", "0"))
-REPLAYED_EVERY = 100
-"""Every so many seeds, one runs twice."""
 VIOLATIONS_SHOWN = 10
 SEEDS_THAT_MEET_EVERYTHING = 500
 AWAITED = ("heartbeat", "init", "load", "fetch", "produce", "offsets", "commit")
@@ -39,21 +37,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.timeout(120 + SEEDS)
 def test_every_guarantee_holds_under_every_seed(record_property: Callable[[str, object], None]) -> None:
-    injected: Counter[str] = Counter()
-    struck: Counter[tuple[str, Fate]] = Counter()
-    virtual_s, began_s = 0.0, time.perf_counter()
-    for seed in range(FIRST_SEED, FIRST_SEED + SEEDS):
-        world, found = judged(seed)
-        if found:
-            pytest.fail(told(seed, found), pytrace=False)
-        if seed % REPLAYED_EVERY == 0:
-            assert simulate(seed).broker.digest() == world.broker.digest(), f"seed {seed} does not repeat itself"
-        injected += world.faults.injected
-        struck += world.faults.struck
-        injected["transaction timed out"] += world.broker.timed_out
-        virtual_s += world.virtual_s
+    met, began_s = Tally(), time.perf_counter()
+    for tally in tallies(range(FIRST_SEED, FIRST_SEED + SEEDS)):
+        met.add(tally)
+        if met.failed is not None:
+            pytest.fail(told(*met.failed), pytrace=False)
+    injected, struck = met.injected, met.struck
     record_property("seeds_per_second", round(SEEDS / (time.perf_counter() - began_s), 1))
-    record_property("virtual_hours", round(virtual_s / 3600, 1))
+    record_property("virtual_hours", round(met.virtual_s / 3600, 1))
     record_property("faults", dict(injected.most_common()))
     if SEEDS >= SEEDS_THAT_MEET_EVERYTHING:
         assert [event for event in (HELD_BACK, GIVEN_UP) if injected[event] == 0] == [], "an opening nobody disturbs"
