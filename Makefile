@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 INSTALLED := $(VENV)/.installed
+# Of the tests, each with services of its own. They wait more than they compute.
+TEST_PROCESSES ?= 2
 
 .PHONY: help demo up down bench test chaos chaos-long check format clean
 
@@ -31,7 +33,7 @@ bench: $(INSTALLED) ## Measure the data path: a table, and the figures in bench.
 	@$(BIN)/settler bench bench.json
 
 test: $(INSTALLED) ## Run the tests on real Kafka, PostgreSQL and Valkey
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(INSTALLED) ## Disturb a whole system for six minutes and check what is left; SEED=n repeats a round
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)

@@ -79,9 +79,9 @@ def cluster_settings() -> Iterator[Settings]:
             )  # fmt: skip
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="module")
 async def database_settings(cluster_settings: Settings) -> Settings:
-    """A migrated database."""
+    """A migrated database for each module."""
     settings = cluster_settings.model_copy(update={"db_name": f"settler_test_{uuid.uuid4().hex[:8]}"})
     await migrate(settings)
     return settings
