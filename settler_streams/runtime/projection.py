@@ -91,9 +91,9 @@ class ProjectionSession:
         async with self.spec.cluster.admin() as client:
             self.topic_ids = await topic_ids(client, topics)
         await self._consumer.start()
+        self._reader = InputReader(self.spec.declared.role, self._consumer, tps)
         async with asyncio.timeout(STEP_DEADLINE_S):
-            beginnings = await self._consumer.beginning_offsets(tps)
-            ends = await self._consumer.end_offsets(tps)
+            beginnings, ends = await self._reader.bounds()
         for tp in tps:
             position = await init_position(
                 self.spec.pool, self.spec.consumer, self.topic_ids[tp.topic], tp.topic, tp.partition, beginnings[tp]
@@ -104,7 +104,7 @@ class ProjectionSession:
                     f"({beginnings[tp]} to {ends[tp]})"
                 )
             self.positions[tp] = position
-        self._reader = InputReader(self.spec.declared.role, self._consumer, self.positions)
+        self._reader.begin(self.positions)
         log.info("projection opened", projection=self.spec.consumer, partition=self.partition)
 
     async def fetch(self, wait_s: float) -> Records:

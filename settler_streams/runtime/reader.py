@@ -35,15 +35,36 @@ nothing is asked for while records wait."""
 
 
 class InputReader:
-    """Committed records of the inputs, each once, in order, from the positions on."""
+    """Committed records of the inputs, each once, in order.
 
-    def __init__(self, role: str, consumer: aiokafka.AIOKafkaConsumer, positions: Mapping[TopicPartition, int]) -> None:
+    It is made at rest. A broker answers the requests of a connection one after another, and keeps one for records that
+    are not there yet for half a second: whoever asks for offsets meanwhile waits as long, several times per takeover.
+    """
+
+    def __init__(self, role: str, consumer: aiokafka.AIOKafkaConsumer, inputs: Sequence[TopicPartition]) -> None:
         self._role = role
         self._consumer = consumer
-        self._inputs = list(positions)
+        self._inputs = list(inputs)
+        # Assigned at once, the topics become known to the client together; asked for one by one, each takes a tenth of
+        # a second. Without any position the client would look for one.
         consumer.assign(self._inputs)
-        for tp, offset in positions.items():
-            consumer.seek(tp, offset)
+        for tp in self._inputs:
+            consumer.seek(tp, 0)
+        consumer.pause(*self._inputs)
+
+    async def bounds(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """Where the inputs begin, and up to where they are committed.
+
+        Raises:
+            KafkaError: the broker did not answer.
+        """
+        return await self._consumer.beginning_offsets(self._inputs), await self._consumer.end_offsets(self._inputs)
+
+    def begin(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read from these positions on."""
+        for tp in self._inputs:
+            self._consumer.seek(tp, positions[tp])
+        self._consumer.resume(*self._inputs)
 
     async def fetch(self, wait_s: float) -> Mapping[TopicPartition, Sequence[ConsumerRecord[bytes, bytes]]]:
         """What has arrived, bounded in records and bytes, by input in declared order; empty after ``wait_s`` seconds.

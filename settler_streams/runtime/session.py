@@ -115,6 +115,7 @@ class Session:
         self.lost = False
         self.logic: FoldLogic
         self.producer: aiokafka.AIOKafkaProducer
+        self._loader: aiokafka.AIOKafkaConsumer | None = None
         self._consumer: aiokafka.AIOKafkaConsumer | None = None
         self._reader: InputReader
 
@@ -183,17 +184,21 @@ class Session:
 
     async def _load(self) -> None:
         changelog = TopicPartition(self.spec.topic(self.spec.declared.changelog), self.id.partition)
-        consumer = self._consumer = new_consumer(self.spec.cluster, self.id.transactional_id)
-        await consumer.start()
-        consumer.assign([changelog])
-        await self._read_changelog(consumer, changelog)
+        loader = self._loader = new_consumer(self.spec.cluster, self.id.transactional_id)
+        await loader.start()
+        loader.assign([changelog])
+        await self._read_changelog(loader, changelog)
+        await loader.stop()
         clock = value_of(self.state, CLOCK_KEY, FoldClock) or FoldClock(0)
         self.now_ms = clock.now_ms
+        self._consumer = new_consumer(self.spec.cluster, self.id.transactional_id)
+        await self._consumer.start()
+        self._reader = InputReader(self.id.role, self._consumer, self.spec.inputs(self.id.partition))
         async with self.spec.cluster.admin() as client:
             await self._check_topics(client, clock.topic_ids)
             committed = await self._committed(client, clock.positions)
-        await self._read_positions(consumer, clock.positions, committed)
-        self._reader = InputReader(self.id.role, consumer, self.positions)
+        await self._read_positions(clock.positions, committed)
+        self._reader.begin(self.positions)
         log.info("session opened", fold=self.id.transactional_id, keys=len(self.state), now_ms=self.now_ms)
 
     async def _check_topics(self, client: AIOKafkaAdminClient, stored: Mapping[str, str]) -> None:
@@ -230,13 +235,10 @@ class Session:
                     return committed
             await asyncio.sleep(COMMITTED_RETRY_S)
 
-    async def _read_positions(
-        self, consumer: aiokafka.AIOKafkaConsumer, stored: Mapping[str, int], committed: Mapping[TopicPartition, int]
-    ) -> None:
+    async def _read_positions(self, stored: Mapping[str, int], committed: Mapping[TopicPartition, int]) -> None:
         """Positions as stored in the state; Kafka's committed offsets must agree where the broker still has them."""
         inputs = dict(zip(self.spec.inputs(self.id.partition), self.spec.declared.inputs, strict=True))
-        beginnings = await consumer.beginning_offsets(list(inputs))
-        ends = await consumer.end_offsets(list(inputs))
+        beginnings, ends = await self._reader.bounds()
         for tp, name in inputs.items():
             position = stored.get(name, beginnings[tp])  # an input that was never read starts at its beginning
             if (offset := committed.get(tp, position)) != position:
@@ -326,7 +328,8 @@ class Session:
     async def close(self) -> None:
         """Stop its clients. Bounded; an open transaction is left to its timeout or to the next owner's fencing."""
         self.lost = True
-        clients = [client for client in (self._consumer, getattr(self, "producer", None)) if client is not None]
+        opened = (self._loader, self._consumer, getattr(self, "producer", None))
+        clients = [client for client in opened if client is not None]
         try:
             async with asyncio.timeout(STEP_DEADLINE_S):
                 await asyncio.gather(*(client.stop() for client in clients))

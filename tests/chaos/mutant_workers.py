@@ -55,13 +55,9 @@ def _faust_commit() -> None:
     async def commit(self: Any, positions: Any) -> None:
         await self.faust._thread.commit({TP(*tp): offset for tp, offset in positions.items()})
 
-    async def read_positions(self: Any, consumer: Any, _stored: Any) -> None:
-        tps = self.spec.inputs(self.id.partition)
-        consumer.assign(tps)
-        beginnings = await consumer.beginning_offsets(tps)
-        for tp in tps:
-            committed = await consumer.committed(tp)
-            self.positions[tp] = beginnings[tp] if committed is None else committed
+    async def read_positions(self: Any, _stored: Any, committed: Any) -> None:
+        beginnings, _ = await self._reader.bounds()
+        self.positions |= {**beginnings, **committed}
 
     def assign(original: Any) -> Any:
         async def method(consumer: Any, assigned: Any) -> None:

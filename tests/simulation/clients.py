@@ -45,6 +45,7 @@ class Consumer:
         self._isolation = isolation_level
         self._positions: dict[TopicPartition, int] = {}
         self._assigned: list[TopicPartition] = []
+        self._paused: set[TopicPartition] = set()
         self._stable_ends: dict[TopicPartition, int] = {}
         self._unknown: set[str] = set()
         self._stopped = False
@@ -65,6 +66,14 @@ class Consumer:
     def seek(self, tp: TopicPartition, offset: int) -> None:
         """Go on at ``offset``."""
         self._positions[tp] = offset
+
+    def pause(self, *tps: TopicPartition) -> None:
+        """Read none of these."""
+        self._paused |= set(tps)
+
+    def resume(self, *tps: TopicPartition) -> None:
+        """Read them again."""
+        self._paused -= set(tps)
 
     async def position(self, tp: TopicPartition) -> int:
         """The offset of the next record."""
@@ -176,7 +185,7 @@ class Consumer:
 
     def _readable(self) -> list[TopicPartition]:
         self._unknown = {tp.topic for tp in self._assigned if tp.topic not in self._broker.topics}
-        return [tp for tp in self._assigned if tp.topic not in self._unknown]
+        return [tp for tp in self._assigned if tp.topic not in self._unknown and tp not in self._paused]
 
 
 class Admin:
