@@ -27,7 +27,7 @@ from settler_streams.dev.bench.run import PARTS, Figures, Part, Sizes, run
     default=PARTS,
     help="What to measure; may be given several times.",
 )
-@flag("--rounds", env="SETTLER_BENCH_ROUNDS", type=click.IntRange(1, 100), default=3, help="Rounds of the programs.")
+@flag("--rounds", env="SETTLER_BENCH_ROUNDS", type=click.IntRange(1, 100), default=2, help="Rounds of the programs.")
 @flag(
     "--requests",
     env="SETTLER_BENCH_REQUESTS",

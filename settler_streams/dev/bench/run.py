@@ -21,7 +21,7 @@ class Sizes:
     """How much is measured."""
 
     requests: int = 240_000
-    rounds: int = 3
+    rounds: int = 2
     recovery_keys: int = 1_000_000
     recorded_jobs: int = 60_000
     latency: latency.Sizes = field(default_factory=latency.Sizes)
