@@ -1,7 +1,7 @@
 """Python's cycle collector, out of the way while state is loaded.
 
-Loading makes millions of objects, none of them in a cycle, and the collector starts again and again to look at them
-all: four tenths of the time of a takeover. Reference counts free what is freed meanwhile.
+Loading makes millions of objects, none of them in a cycle, and the collector would start again and again to look at
+them all. Reference counts free what is freed meanwhile.
 """
 
 from __future__ import annotations
