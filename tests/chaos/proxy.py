@@ -129,7 +129,7 @@ class Proxy:
     async def _pump(
         self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_client: bool
     ) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while piece := await reader.read(PIECE_BYTES):
                 await self._hold(len(piece), from_client=from_client)
                 if self._springs(link, piece, from_client):
@@ -139,6 +139,8 @@ class Proxy:
                 await writer.drain()
             if writer.can_write_eof():
                 writer.write_eof()
+        except OSError:
+            link.abort()  # one end was reset, as a process is that is killed with something unread: so is the other
 
     def _springs(self, link: _Link, piece: bytes, from_client: bool) -> bool:
         if self._trap is None:

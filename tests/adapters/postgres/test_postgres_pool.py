@@ -137,6 +137,30 @@ async def test_a_transaction_that_pauses_is_ended_by_the_server(single, create_t
     assert ended.is_set()
 
 
+CLOSE_PORTAL = b"C" + (6).to_bytes(4) + b"P\0"
+"""A message of the extended protocol, after which the server waits for the Sync that ends the exchange."""
+
+
+async def test_a_client_that_goes_in_the_middle_of_an_exchange_keeps_no_lock(
+    single, database_settings, create_tenant, owner
+):
+    """To the server it is not idle, as it was in the midst of saying something: only the transaction's time ends it."""
+    async with single.platform() as tx:
+        assert await tx.fetchval("SHOW transaction_timeout") == "1min"
+    tenant_id = await create_tenant()
+    limits = {"idle_in_transaction_session_timeout": "50ms", "transaction_timeout": "500ms"}
+    client = await asyncpg.connect(database_settings.postgres_url(), server_settings=limits)
+    ended = asyncio.Event()
+    client.add_termination_listener(lambda _: ended.set())
+    await client.execute("BEGIN")
+    await TenantContext.set(client, tenant_id)
+    await client.execute("UPDATE tenants SET name = 'B' WHERE id = $1", tenant_id)
+    client._transport.write(CLOSE_PORTAL)
+    name = await asyncio.wait_for(owner.fetchval("SELECT name FROM tenants WHERE id = $1 FOR UPDATE", tenant_id), 10)
+    assert name == "A"
+    await asyncio.wait_for(ended.wait(), 10)
+
+
 async def test_closing_does_not_wait_for_ever(database_settings, create_tenant, monkeypatch):
     monkeypatch.setattr("settler_streams.adapters.postgres.pool._CLOSE_S_MAX", 0.05)
     pool = await TenantConnectionPool.open(database_settings)
