@@ -56,10 +56,10 @@ async def test_a_job_has_a_deadline() -> None:
     children = ChildProcesses(1, memory_bytes_max=MEMORY_BYTES_MAX, job_s_max=3)
     try:
         await children.start()
-        (hanging,) = children.processes
+        hanging = [psutil.Process(process.pid) for process in children.processes]
         with pytest.raises(JobTimedOutError):
             await children.run(hang)
-        assert psutil.wait_procs([psutil.Process(hanging.pid)] if hanging.is_alive() else [], timeout=10)[1] == []
+        assert psutil.wait_procs(hanging, timeout=10)[1] == []
         assert await children.run(add, 1, 1) == 2
     finally:
         children.close()
