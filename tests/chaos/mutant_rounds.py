@@ -6,7 +6,8 @@ The first one has no bug: under the same blows the checker must find nothing.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from tests.chaos.findings import Findings
 from tests.chaos.mutant_workers import WANTED
 from tests.chaos.pace import NotObservedError
 from tests.chaos.proxied_stack import ProxiedStack
-from tests.chaos.report import Report
+from tests.chaos.report import MUTANTS, Report
 
 ALL = ("", *WANTED)
 BLOWS_MIN = {"kill": 3, "refuse": 3, "stop": 1}
@@ -27,6 +28,11 @@ BLOWS_S_MAX = 30.0
 """A mutant that survives what should end it never comes to its next blow."""
 PATIENCE_S = 8.0
 """A mutant may never come to its end; what it has done by then is looked at."""
+
+PLANT = "plant"
+"""What is found when a planted bug is another one than was meant."""
+MISFITS = ("AttributeError", "ImportError", "NameError", "TypeError")
+"""What Python says when a plant does not fit the product any more: the worker ends by it, and anything is lost."""
 
 
 async def run_all(stack: ProxiedStack, report: Report, console: Console, names: Sequence[str]) -> None:
@@ -41,6 +47,9 @@ async def run_all(stack: ProxiedStack, report: Report, console: Console, names: 
         console.print(f"{told} ({findings.figures['blows']} blows)", highlight=False)
         if name:
             report.mutant(f"worker: {name}", broken & WANTED[name])
+            report.problems += [
+                (MUTANTS, f"{name} {text}") for invariant, text in findings.problems if invariant == PLANT
+            ]
         else:
             report.problems += [(invariant, f"without a bug: {text}") for invariant, text in findings.problems]
 
@@ -61,6 +70,14 @@ async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
             ended = False
         recording = await record(field, complete=ended)
         findings = checker.check(recording, field.load.ledger, field.http.told)
+    findings.claim(PLANT, "logs say that the plant does not fit the worker", misfits(field.folder))
     shutil.rmtree(field.folder)
     findings.figures["blows"] = blows
     return findings
+
+
+def misfits(folder: Path) -> Iterator[str]:
+    """Which logs tell of an error that only a plant can have caused, and of which."""
+    for log in sorted(folder.glob("*.log")):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        yield from (f"{log.name}: {kind}" for kind in MISFITS if f"{kind}: " in text or f"{kind}(" in text)

@@ -13,6 +13,8 @@ from tests.chaos.fail_points import around
 
 STALE_RECORDS = 3
 """How far back a session of the stale mutant begins."""
+UNLIMITED = 2**60
+"""A limit that no tenant reaches."""
 
 
 def plant(name: str) -> None:
@@ -52,7 +54,7 @@ def _faust_commit() -> None:
             setattr(self.producer, name, nothing)
         await self.producer.start()
 
-    async def commit(self: Any, positions: Any) -> None:
+    async def add_offsets(self: Any, positions: Any) -> None:
         await self.faust._thread.commit({TP(*tp): offset for tp, offset in positions.items()})
 
     async def read_positions(self: Any, _stored: Any, committed: Any) -> None:
@@ -69,7 +71,7 @@ def _faust_commit() -> None:
 
     _sends_not_awaited()
     session.Session._open_producer = open_producer
-    session.Session.commit = commit
+    session.Session.add_offsets = add_offsets
     session.Session._read_positions = read_positions
     around(transport.Consumer, "assign_folds", assign)
 
@@ -147,15 +149,23 @@ def _stale_positions() -> None:
 
 
 def _no_limits() -> None:
-    """Limits are not looked at."""
-    from settler_streams.core import quotas
+    """No number of jobs is too many."""
+    import dataclasses
 
-    quotas._hard_limits = lambda *_args: None
+    from settler_streams.core.quotas import Limits
+
+    def wrap(original: Any) -> Any:
+        def of(*args: Any) -> Limits:
+            return dataclasses.replace(original(*args), concurrent=UNLIMITED, monthly=UNLIMITED)
+
+        return of
+
+    around(Limits, "of", wrap)
 
 
 def _every(nth: int, change: Callable[[list[Any], Any], list[Any]]) -> None:
     """Change what every ``nth`` decision publishes."""
-    import dataclasses
+    import msgspec
 
     from settler_streams.runtime.step import Step
 
@@ -167,7 +177,7 @@ def _every(nth: int, change: Callable[[list[Any], Any], list[Any]]) -> None:
             if any(emit.topic == "job-decisions" for emit in outcome.emits):
                 count += 1
                 if count % nth == 0:
-                    outcome = dataclasses.replace(outcome, emits=tuple(change(list(outcome.emits), step)))
+                    outcome = msgspec.structs.replace(outcome, emits=tuple(change(list(outcome.emits), step)))
             original(step, outcome)
 
         return publish
@@ -198,7 +208,7 @@ def _reorder() -> None:
 
 def _leak() -> None:
     """Now and then a decision is published under the tenant before."""
-    import dataclasses
+    import msgspec
 
     last: list[Any] = []
 
@@ -206,7 +216,7 @@ def _leak() -> None:
         first = emits[0]
         other = next((tenant for tenant in last if tenant != first.tenant), first.tenant)
         last[:] = [first.tenant, *last][:10]
-        return [dataclasses.replace(first, tenant=other), *emits[1:]]
+        return [msgspec.structs.replace(first, tenant=other), *emits[1:]]
 
     _every(5, change)
 
