@@ -285,15 +285,22 @@ class Session:
         prefix = len(self.id.deployment) + 1
         return {tp.topic[prefix:]: offset for tp, offset in positions.items()}
 
-    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Commit ``positions`` with everything sent since ``begin``; :class:`Step` says what precedes it.
+    async def add_offsets(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Make ``positions`` part of the transaction.
 
         Raises:
-            FencedError: another owner has taken over.
-            UnavailableError: the outcome is unknown; the session is lost, and its successor reads what was decided.
+            KafkaError: the broker refuses them, or another owner has taken over.
         """
         offsets = {tp: OffsetAndMetadata(offset, "") for tp, offset in positions.items()}
         await self.producer.send_offsets_to_transaction(offsets, self.id.group)
+
+    async def commit(self) -> None:
+        """Commit everything since ``begin``; :class:`Step` says what precedes it.
+
+        Raises:
+            KafkaError: another owner has taken over; or the outcome is unknown: the session is lost, and its successor
+                reads what was decided.
+        """
         await self.producer.commit_transaction()
 
     async def fetch(self, wait_s: float) -> Records:

@@ -1,13 +1,12 @@
 """The step: one batch of one fold, folded and published in one Kafka transaction.
 
-    1. begin                        4. write outputs, changelog, journal and dead letters
-    2. decode the batch             5. await every send
-    3. fold it into an overlay      6. add the input offsets
-                                    7. commit
-                                    8. merge the overlay
+    1. begin                        4. write outputs, changelog, journal and dead letters; add the input offsets
+    2. decode the batch             5. await every answer
+    3. fold it into an overlay      6. commit
+                                    7. merge the overlay
 
-Step 5 is what makes step 7 honest: aiokafka commits a transaction whose produces have failed, so every send is awaited
-before the offsets are added. Any failure aborts, and the session is lost with it.
+Step 5 is what makes step 6 honest: aiokafka commits a transaction whose produces have failed, so every send is awaited
+before. Any failure aborts, and the session is lost with it.
 """
 
 from __future__ import annotations
@@ -192,12 +191,21 @@ class Step:
         session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions), session.topic_ids)})
         self._add_changelog()
         self._add_journal()
-        await self._bounded(self._outputs.send_all())
-        await self._bounded(session.commit(positions))
+        await self._bounded(self._send(positions))
+        await self._bounded(session.commit())
         session.positions = positions
         session.state.merge()
         session.now_ms = self.now_ms
         self._observation.committed(sum(len(raws) for raws in self._records.values()), self.now_ms)
+
+    async def _send(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Send the outputs, and meanwhile the offsets: the broker's answers to the two need not wait for each other."""
+        answers = await asyncio.gather(
+            self._outputs.send_all(), self._session.add_offsets(positions), return_exceptions=True
+        )
+        errors = [answer for answer in answers if answer is not None]
+        for error in sorted(errors, key=fenced, reverse=True):  # that another owner exists explains the other refusal
+            raise error
 
     def _add_changelog(self) -> None:
         session = self._session

@@ -96,10 +96,10 @@ async def test_what_a_zombie_had_sent_is_never_seen(log: KafkaLog, opened: Open,
     sent, fenced = asyncio.Event(), asyncio.Event()
     commit = zombie.commit
 
-    async def commit_after_the_takeover(positions) -> None:
+    async def commit_after_the_takeover() -> None:
         sent.set()
         await fenced.wait()
-        await commit(positions)
+        await commit()
 
     zombie.commit = commit_after_the_takeover  # type: ignore[method-assign]
     step = asyncio.create_task(fold(zombie, pending))
@@ -164,9 +164,9 @@ async def test_a_broker_that_hangs_in_the_commit_loses_the_session_and_no_record
     pending = await arrived(log, first)
     commit = first.commit
 
-    async def commit_into_silence(positions: Mapping[TopicPartition, int]) -> None:
+    async def commit_into_silence() -> None:
         kafka.pause()
-        await commit(positions)
+        await commit()
 
     first.commit = commit_into_silence  # type: ignore[method-assign]
     with monkeypatch.context() as patched:

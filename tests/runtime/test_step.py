@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
@@ -103,7 +103,7 @@ async def test_an_aborted_step_leaves_nothing_and_its_repetition_is_equal_to_the
     records = await arrived(log, first)
     before = dict(first.state)
 
-    async def unknown_outcome(_positions: object) -> None:
+    async def unknown_outcome() -> None:
         raise UnavailableError("the broker's answer was lost")
 
     first.commit = unknown_outcome  # type: ignore[method-assign]
@@ -167,7 +167,7 @@ async def test_an_output_that_the_broker_refuses_commits_nothing(log: KafkaLog, 
     assert await log.committed_offsets("counter", "usage-events", partition) is None
 
 
-async def test_offsets_are_added_only_when_every_send_was_answered(log: KafkaLog, opened: Open, partition: int) -> None:
+async def test_nothing_is_committed_before_every_send_was_answered(log: KafkaLog, opened: Open, partition: int) -> None:
     await log.append("usage-events", partition, [usage(tenant_in(partition))])
     session = await opened()
     records = await arrived(log, session)
@@ -179,9 +179,9 @@ async def test_offsets_are_added_only_when_every_send_was_answered(log: KafkaLog
         sends.append(await send_batch(*args, **kwargs))
         return sends[-1]
 
-    async def checked(positions: Mapping[TopicPartition, int]) -> None:
+    async def checked() -> None:
         answered.extend(send.done() for send in sends)
-        await commit(positions)
+        await commit()
 
     session.producer.send_batch = recorded
     session.commit = checked  # type: ignore[method-assign]

@@ -53,9 +53,9 @@ def commit_without_awaiting_the_sends(patch: Patch) -> None:
 def merge_before_commit(patch: Patch) -> None:
     commit = Session.commit
 
-    async def merging(self: Session, positions: Any) -> None:
+    async def merging(self: Session) -> None:
         self.state.merge()
-        await commit(self, positions)
+        await commit(self)
 
     patch.setattr(Session, "commit", merging)
 
@@ -118,21 +118,27 @@ def producer_created_again_inside_a_session(patch: Patch) -> None:
 
 @mutant
 def offsets_left_out_of_the_transaction(patch: Patch) -> None:
-    async def commit(self: Session, _positions: Any) -> None:
-        await self.producer.commit_transaction()
+    async def nothing(_session: Session, _positions: Any) -> None:
+        return None
 
-    patch.setattr(Session, "commit", commit)
+    patch.setattr(Session, "add_offsets", nothing)
 
 
 @mutant
 def offsets_in_a_transaction_of_their_own(patch: Patch) -> None:
-    commit = Session.commit
+    add_offsets, commit = Session.add_offsets, Session.commit
+    positions_of: dict[Session, Any] = {}
 
-    async def twice(self: Session, positions: Any) -> None:
-        await self.producer.commit_transaction()
+    async def remembered(self: Session, positions: Any) -> None:
+        positions_of[self] = positions
+
+    async def twice(self: Session) -> None:
+        await commit(self)
         await self.producer.begin_transaction()
-        await commit(self, positions)
+        await add_offsets(self, positions_of.pop(self))
+        await commit(self)
 
+    patch.setattr(Session, "add_offsets", remembered)
     patch.setattr(Session, "commit", twice)
 
 
