@@ -55,11 +55,25 @@ class Topic(_Model):
         return int(match[1]) * _UNIT_MS[match[2]]
 
 
-class Fold(_Model):
-    """A role with state: its co-partitioned inputs, and the topic its owner appends clock ticks to."""
+class Role(_Model):
+    """What reads co-partitioned inputs, and how long a step of it waits for more."""
 
     role: Slug
     inputs: tuple[Slug, ...]
+    gather_ms: Annotated[int, Field(alias="gather", ge=0, le=1_000)] = 0
+
+    @field_validator("gather_ms", mode="before")
+    @classmethod
+    def _duration(cls, value: object) -> int:
+        match = re.fullmatch(r"(\d+)ms", str(value))
+        if match is None:
+            raise ValueError("a duration such as 100ms")
+        return int(match[1])
+
+
+class Fold(Role):
+    """A role with state, and the topic its owner appends clock ticks to."""
+
     tick: Slug | None = None
 
     @property
@@ -73,11 +87,8 @@ class Fold(_Model):
         return f"{self.role}-journal"
 
 
-class Projection(_Model):
+class Projection(Role):
     """A role whose only state is its position in Postgres."""
-
-    role: Slug
-    inputs: tuple[Slug, ...]
 
 
 class Declared(_Model):

@@ -94,6 +94,7 @@ class FoldApp(faust.App):
         partitions: int,
         new_session: Callable[[int], Any],
         output_topics: Mapping[str, int] | None = None,
+        gather_s: float = 0.0,
     ) -> None:
         brokers = ";".join(f"settler://{server}" for server in cluster.servers.split(","))
         super().__init__(
@@ -118,6 +119,8 @@ class FoldApp(faust.App):
         self.output_topics = output_topics or {}
         """Topics that must exist beside the inputs, with their partition counts."""
         self.cluster = cluster
+        self.gather_s = gather_s
+        """How long each step waits for more."""
         self.new_session = new_session
         self.ticker: Ticker | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from settler_streams.runtime.batch import Batch, Ownership
 from settler_streams.runtime.step import Records
+from settler_streams.runtime.turns import LARGE_RECORDS
 from settler_streams.runtime.watchdog import Standing
 
 FETCH_WAIT_S = 1.0
@@ -26,6 +27,7 @@ class FoldRunner:
         session: its ownership; opened here, closed by whoever drops the runner.
         is_assigned: asks Kafka whether the fold still belongs to this member.
         deliver: hands a batch to Faust.
+        gather_s: how long a small batch waits, so that the next one finds more.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class FoldRunner:
         session: Ownership,
         is_assigned: Callable[[int], Awaitable[bool]],
         deliver: Callable[[Batch], Awaitable[None]],
+        gather_s: float = 0.0,
     ) -> None:
         self.partition = partition
         self.session = session
         self.opened = False
         self._is_assigned = is_assigned
         self._deliver = deliver
+        self._gather_s = gather_s
         self._flow = asyncio.Event()
         self._batch: Batch | None = None
         self._resumed = 0
@@ -53,6 +57,8 @@ class FoldRunner:
         while True:
             await self._flow.wait()
             if records := await self.session.fetch(FETCH_WAIT_S):
+                if self._gather_s and sum(map(len, records.values())) < LARGE_RECORDS:
+                    await asyncio.sleep(self._gather_s)
                 await self._process(records)
 
     async def _until_assigned(self) -> None:

@@ -149,7 +149,9 @@ class Consumer(stock.Consumer):
         await asyncio.gather(*(self._drop(partition) for partition in set(self._runners) - partitions))
         for partition in sorted(partitions - set(self._runners)):
             session = self.app.new_session(partition)
-            runner = self._runners[partition] = FoldRunner(partition, session, self.is_assigned, self._deliver)
+            runner = self._runners[partition] = FoldRunner(
+                partition, session, self.is_assigned, self._deliver, self.app.gather_s
+            )
             task = self._tasks[partition] = asyncio.create_task(runner.run())
             task.add_done_callback(self._on_runner_done)
         for runner in self._runners.values():

@@ -17,7 +17,7 @@ from settler_streams.runtime.routing import Router
 from settler_streams.runtime.session import FoldSpec, Session
 from settler_streams.runtime.ticker import Ticker
 from settler_streams.settings import Settings
-from settler_streams.topology import Topology, full_name
+from settler_streams.topology import Fold, Projection, Topology, full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,7 @@ def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
         new_logic=partial(_new_logic, definition, topology),
         router=Router(topology),
     )
-    app = _app(
-        role, declared.inputs, settings, topology, partial(Session, spec), (declared.changelog, declared.journal)
-    )
+    app = _app(declared, settings, topology, partial(Session, spec), (declared.changelog, declared.journal))
     app.fold_table(spec.topic(declared.changelog), definition.kinds)
     app.batch_agent(definition.agent)
     if declared.tick is not None:
@@ -86,19 +84,19 @@ def projection_app(role: str, settings: Settings, topology: Topology, pool: Tena
     """The app of a role that writes to Postgres together with its position there."""
     declared = topology.projection(role)
     spec = ProjectionSpec(declared, topology, Cluster.of(settings), settings.deployment, pool)
-    app = _app(role, declared.inputs, settings, topology, partial(ProjectionSession, spec))
+    app = _app(declared, settings, topology, partial(ProjectionSession, spec))
     app.batch_agent(PROJECTIONS[role])
     return app
 
 
 def _app(
-    role: str,
-    inputs: tuple[str, ...],
+    declared: Fold | Projection,
     settings: Settings,
     topology: Topology,
     new_session: Callable[[int], Any],
     own_topics: tuple[str, ...] = (),
 ) -> FoldApp:
+    role, inputs = declared.role, declared.inputs
     partitions = topology.partitions(inputs[0])
     outputs = {topic.name: topology.partitions(topic.name) for topic in topology.topics if role in topic.writers}
     outputs |= dict.fromkeys(own_topics, partitions)
@@ -110,6 +108,7 @@ def _app(
         partitions=partitions,
         new_session=new_session,
         output_topics={full_name(settings.deployment, name): count for name, count in outputs.items()},
+        gather_s=declared.gather_ms / 1000,
     )
 
 

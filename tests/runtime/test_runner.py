@@ -14,6 +14,7 @@ from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
+from settler_streams.runtime.turns import LARGE_RECORDS
 
 TP = TopicPartition("input", 0)
 
@@ -53,14 +54,16 @@ def records(offset: int) -> Any:
 
 
 @asynccontextmanager
-async def at_work(session: Fetching, assigned: Any = None) -> AsyncIterator[tuple[FoldRunner, asyncio.Queue[Batch]]]:
+async def at_work(
+    session: Fetching, assigned: Any = None, gather_s: float = 0.0
+) -> AsyncIterator[tuple[FoldRunner, asyncio.Queue[Batch]]]:
     """A runner, and the batches that it hands over."""
 
     async def yes(_partition: int) -> bool:
         return True
 
     delivered: asyncio.Queue[Batch] = asyncio.Queue()
-    runner = FoldRunner(0, session, assigned or yes, delivered.put)
+    runner = FoldRunner(0, session, assigned or yes, delivered.put, gather_s)
     task = asyncio.create_task(runner.run())
     try:
         yield runner, delivered
@@ -117,6 +120,28 @@ async def test_a_pause_waits_for_the_step_under_way() -> None:
             assert not pausing.done()
         await pausing
         assert session.stepped == [records(7)]
+
+
+async def test_a_small_batch_waits_for_more_and_what_waits_is_not_lost() -> None:
+    session = Fetching()
+    async with at_work(session, gather_s=0.5) as (runner, delivered):
+        runner.resume()
+        session.answers.put_nowait(records(7))
+        await settled()
+        assert delivered.empty()
+        await runner.pause()  # nothing is under way
+        runner.resume()
+        await process(await delivered.get())
+        assert session.stepped == [records(7)]
+
+
+async def test_a_large_batch_waits_for_nothing() -> None:
+    session, large = Fetching(), {TP: list(range(LARGE_RECORDS))}
+    async with at_work(session, gather_s=3600) as (runner, delivered):
+        runner.resume()
+        session.answers.put_nowait(large)
+        await process(await delivered.get())
+        assert session.stepped == [large]
 
 
 async def test_a_fold_that_has_been_assigned_to_another_is_not_opened(monkeypatch: Any) -> None:

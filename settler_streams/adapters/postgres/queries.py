@@ -53,9 +53,11 @@ SELECT topic_id, next_offset FROM stream_positions WHERE consumer = $1 AND topic
 PROJECT_BATCH: Final = "SELECT project_batch($1::text::jsonb)"
 
 LOCK_ATTEMPT: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2 || '/' || $3, 0))"
-DELETE_MATCHES: Final = "DELETE FROM matches WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3"
-DELETE_UNMATCHED: Final = "DELETE FROM unmatched WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3"
-DELETE_REPORTS: Final = "DELETE FROM reports WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3"
+DELETE_ATTEMPT: Final = """
+WITH m AS (DELETE FROM matches WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3),
+     u AS (DELETE FROM unmatched WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3)
+DELETE FROM reports WHERE tenant_id = $1 AND job_id = $2 AND attempt = $3
+"""
 
 INSERT_MATCHES: Final = """
 INSERT INTO matches (tenant_id, job_id, attempt, match_no, kind, left_id, right_ids, left_currency, right_currency,

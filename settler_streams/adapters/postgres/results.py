@@ -106,8 +106,7 @@ async def write_results(
         try:
             # The same attempt may still be running elsewhere, taken for dead: one of the two writes after the other.
             await transaction.execute(queries.LOCK_ATTEMPT, tenant_id, job_id, str(attempt))
-            for delete in (queries.DELETE_MATCHES, queries.DELETE_UNMATCHED, queries.DELETE_REPORTS):
-                await transaction.execute(delete, *key)
+            await transaction.execute(queries.DELETE_ATTEMPT, *key)
             match_rows = await _insert_chunks(transaction, queries.INSERT_MATCHES, key, matches)
             unmatched_rows = await _insert_chunks(transaction, queries.INSERT_UNMATCHED, key, unmatched)
             report_rows = [(*key, *astuple(row)) for row in report]
