@@ -56,7 +56,7 @@ class Topic(_Model):
 
 
 class Role(_Model):
-    """What reads co-partitioned inputs, and how long a step of it waits for more."""
+    """What reads co-partitioned inputs, and how long a small batch of it waits for its step."""
 
     role: Slug
     inputs: tuple[Slug, ...]

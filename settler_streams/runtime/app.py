@@ -120,7 +120,7 @@ class FoldApp(faust.App):
         """Topics that must exist beside the inputs, with their partition counts."""
         self.cluster = cluster
         self.gather_s = gather_s
-        """How long each step waits for more."""
+        """How long a small batch waits for its step."""
         self.new_session = new_session
         self.ticker: Ticker | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -141,7 +141,8 @@ class FoldApp(faust.App):
     def batch_agent(self, agent: BatchAgent) -> Any:
         """Register ``agent`` on the role's inputs. Batches of different folds reach it side by side.
 
-        An exception in it stops the worker: no supervisor restarts it past a record.
+        An exception in it stops the worker: no supervisor restarts it past a record. There are as many of the agent as
+        folds; a fold never has two batches under way, so its records stay in order whoever takes them.
         """
         topic = self.topic(*self.input_topics, acks=False, internal=False, schema=BatchSchema())
         return self.agent(topic, concurrency=self.partitions, supervisor_strategy=CrashingSupervisor)(agent)

@@ -83,7 +83,16 @@ class ProjectionSession:
 
         Raises:
             StateError: a topic was made again, or a position lies outside its log.
+            UnavailableError: Kafka or Postgres did not answer in time.
         """
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                await self._open()
+        except (TimeoutError, KafkaError) as error:
+            raise UnavailableError(f"{self.spec.consumer}-{self.partition} could not be opened: {error!r}") from error
+        log.info("projection opened", projection=self.spec.consumer, partition=self.partition)
+
+    async def _open(self) -> None:
         topics = [self.spec.topic(name) for name in self.spec.declared.inputs]
         tps = [TopicPartition(topic, self.partition) for topic in topics]
         if self.producer is not None:
@@ -92,8 +101,7 @@ class ProjectionSession:
             self.topic_ids = await topic_ids(client, topics)
         await self._consumer.start()
         self._reader = InputReader(self.spec.declared.role, self._consumer, tps)
-        async with asyncio.timeout(STEP_DEADLINE_S):
-            beginnings, ends = await self._reader.bounds()
+        beginnings, ends = await self._reader.bounds()
         for tp in tps:
             position = await init_position(
                 self.spec.pool, self.spec.consumer, self.topic_ids[tp.topic], tp.topic, tp.partition, beginnings[tp]
@@ -105,7 +113,6 @@ class ProjectionSession:
                 )
             self.positions[tp] = position
         self._reader.begin(self.positions)
-        log.info("projection opened", projection=self.spec.consumer, partition=self.partition)
 
     async def fetch(self, wait_s: float) -> Records:
         """The next records of the inputs; empty after ``wait_s`` seconds. What was handed out is not handed out again.

@@ -27,7 +27,7 @@ class FoldRunner:
         session: its ownership; opened here, closed by whoever drops the runner.
         is_assigned: asks Kafka whether the fold still belongs to this member.
         deliver: hands a batch to Faust.
-        gather_s: how long a small batch waits, so that the next one finds more.
+        gather_s: how long a small batch waits for its step, so that the next one is larger.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class FoldRunner:
         self._deliver = deliver
         self._gather_s = gather_s
         self._flow = asyncio.Event()
+        self._fetched = False
         self._batch: Batch | None = None
         self._resumed = 0
         self._batches = 0
@@ -57,9 +58,11 @@ class FoldRunner:
         while True:
             await self._flow.wait()
             if records := await self.session.fetch(FETCH_WAIT_S):
+                self._fetched = True
                 if self._gather_s and sum(map(len, records.values())) < LARGE_RECORDS:
                     await asyncio.sleep(self._gather_s)
                 await self._process(records)
+                self._fetched = False
 
     async def _until_assigned(self) -> None:
         """An owner of yesterday that opened would fence today's. Wait to be dropped, or for Kafka's answer."""
@@ -102,6 +105,6 @@ class FoldRunner:
             UnavailableError: the broker did not answer.
         """
         at, behind = await self.session.backlog() if self.opened else ([], False)
-        busy = not self.opened or not self._flow.is_set() or self._batch is not None
+        busy = not self.opened or not self._flow.is_set() or self._fetched
         moved = (self.opened, self._resumed, self._batches, *self.session.positions.values(), *at)
         return Standing(moved, waits=busy or behind)

@@ -203,9 +203,12 @@ class Step:
         answers = await asyncio.gather(
             self._outputs.send_all(), self._session.add_offsets(positions), return_exceptions=True
         )
-        errors = [answer for answer in answers if answer is not None]
-        for error in sorted(errors, key=fenced, reverse=True):  # that another owner exists explains the other refusal
-            raise error
+        # That another owner exists explains the other refusal.
+        errors = sorted((answer for answer in answers if answer is not None), key=fenced)
+        for error in errors[:-1]:
+            log.warning("refused as well", fold=self._session.id.transactional_id, error=repr(error))
+        if errors:
+            raise errors[-1]
 
     def _add_changelog(self) -> None:
         session = self._session

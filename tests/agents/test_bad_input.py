@@ -221,6 +221,17 @@ async def test_a_record_that_is_small_by_compression_alone_is_kept_in_part(
     assert filling.startswith(letter.value) or letter.value == b"no event"
 
 
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_a_producer_may_compress(platform: Platform, codec: str) -> None:
+    log, good = platform.log, new_id()
+    async with aiokafka.AIOKafkaProducer(
+        bootstrap_servers=log.settings.kafka_bootstrap_servers, compression_type=codec
+    ) as producer:
+        value = event_bytes(job_request(), TENANT, event_id=good)
+        await producer.send_and_wait(log.full("job-requests"), value, key=TENANT.encode(), partition=0)
+    await log.until("job-decisions", lambda records: good in decided(records))
+
+
 @pytest.mark.parametrize("bytes_", [129, 2 * MIB - 4096])
 async def test_a_trace_header_of_any_size_does_no_harm(platform: Platform, bytes_: int) -> None:
     log, good = platform.log, new_id()

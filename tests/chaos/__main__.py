@@ -23,12 +23,13 @@ from rich.console import Console
 
 from tests.chaos import checker, faults, mutant_rounds, mutants
 from tests.chaos.chaos_round import begin, drain, record
+from tests.chaos.check_ends import wrong_ends
 from tests.chaos.conductor import HITS_MIN, Conductor
-from tests.chaos.fail_points import EXECUTOR_POINTS, OPEN_POINTS, REFUSED_POINTS, ROW_POINTS, STEP_POINTS
+from tests.chaos.fail_points import EXECUTOR_POINTS, OPEN_POINTS, REFUSED_POINTS, ROW_POINTS, STEP_POINTS, STOP_POINTS
 from tests.chaos.field_of_work import MEMBERS, Field
 from tests.chaos.pace import NotObservedError
 from tests.chaos.proxied_stack import ProxiedStack
-from tests.chaos.report import COVERAGE, PROGRESS, Report
+from tests.chaos.report import COVERAGE, ENDS, PROGRESS, Report
 
 FAULTS_S = {"short": 0.0, "long": 1_080.0}
 """How long faults are struck at least; each has its turn once in any case. The long round ends with the mutants."""
@@ -148,9 +149,13 @@ def _note(field: Field, report: Report) -> None:
     for point in (*STEP_POINTS, *OPEN_POINTS, *ROW_POINTS, *EXECUTOR_POINTS):
         if noted[f"kill: {point}"] < HITS_MIN:
             report.problems.append((COVERAGE, f"{point} was reached {noted[f'kill: {point}']} times, not {HITS_MIN}"))
+    for point in STOP_POINTS:
+        if not noted[f"stop: {point}"]:
+            report.problems.append((COVERAGE, f"nobody has stopped at {point}"))
     for point in REFUSED_POINTS:
         if noted[f"refuse: {point}"] < HITS_MIN:
             report.problems.append((COVERAGE, f"{point} was refused {noted[f'refuse: {point}']} times, not {HITS_MIN}"))
+    report.problems += [(ENDS, end) for end in wrong_ends(field.folder)]
     for what in [what for what, count in field.injected.items() if not count]:
         report.problems.append((COVERAGE, f"{what}: there was nothing to strike"))
 

@@ -120,17 +120,23 @@ class Conductor:
         Every fault has its turn once; then again, in another order, until the time is over.
         """
         loop = asyncio.get_running_loop()
-        first = True
+        first, struck_before = True, 0
         while first or loop.time() < until_s:
             order = self._chance.sample(list(faults), len(faults))
             while order and (first or loop.time() < until_s):
                 pair = [order.pop() for _ in range(min(2, len(order)))]
                 before = Counter(self._field.injected)
-                await asyncio.gather(*(fault(self._field) for fault in pair))
+                draws = [self._draws(f"fault {struck_before + place}") for place in range(len(pair))]
+                struck_before += len(pair)
+                await asyncio.gather(*(fault(self._field, drawn) for fault, drawn in zip(pair, draws, strict=True)))
                 await self.recovered()
                 struck = ", ".join(sorted(self._field.injected - before)) or "nothing"
                 self._say(f"{struck}; at work again after {self.recoveries_s[-1]:.1f} s")
             first = False
+
+    def _draws(self, purpose: str) -> random.Random:
+        """Draws for one purpose alone: what others draw, and when, does not change them."""
+        return random.Random(f"{self._field.seed} {purpose}")  # noqa: S311 - repeatable, not secret
 
     async def recovered(self) -> None:
         """Wait until every partition under load has decided anew, and a job has finished."""
@@ -208,14 +214,15 @@ class Conductor:
         if "changing" not in field.tenants:
             return
         tenant = TenantId(field.tenants["changing"].id)
+        chance = self._draws("tenant changes")
         async with TenantService.connect(field.settings) as service:
             while not await elapse(CHANGE_INTERVAL_S, self._over):
                 changes = [
-                    lambda: service.change_tier(tenant, self._chance.choice(list(TenantTier)[:4])),
-                    lambda: service.change_quotas(tenant, {QuotaType.CONCURRENT_JOBS: self._chance.randint(1, 6)}),
+                    lambda: service.change_tier(tenant, chance.choice(list(TenantTier)[:4])),
+                    lambda: service.change_quotas(tenant, {QuotaType.CONCURRENT_JOBS: chance.randint(1, 6)}),
                     lambda: service.suspend(tenant),
                     lambda: service.reactivate(tenant),
                 ]
                 with contextlib.suppress(SettlerError):  # it may be stored or not; the log says which
-                    await self._chance.choice(changes)()
+                    await chance.choice(changes)()
                     self.changes += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -29,13 +30,16 @@ STRIKE_S_MAX = 40.0
 INSIDE_S_MAX = 10.0
 STORM_ROUNDS = 3
 
-Fault = Callable[[Field], Awaitable[None]]
+Fault = Callable[[Field, random.Random], Awaitable[None]]
+"""Its own draws, so that another fault at the same time does not change them."""
 
 
-async def _strike_one(field: Field, names: tuple[str, ...], signum: signal.Signals, what: str) -> None:
+async def _strike_one(
+    field: Field, chance: random.Random, names: tuple[str, ...], signum: signal.Signals, what: str
+) -> None:
     """Signal one of these processes, once there is one that has run for a moment."""
-    await elapse(field.chance.uniform(0.0, 2.0))
-    order = field.chance.sample(names, len(names))
+    await elapse(chance.uniform(0.0, 2.0))
+    order = chance.sample(names, len(names))
 
     async def struck() -> bool:
         return any(field.fleet.steady(name) and field.fleet.signal(name, signum) for name in order)
@@ -44,48 +48,48 @@ async def _strike_one(field: Field, names: tuple[str, ...], signum: signal.Signa
     field.injected[what] += 1
 
 
-async def kill_worker(field: Field) -> None:
+async def kill_worker(field: Field, chance: random.Random) -> None:
     """SIGKILL, at whatever moment it is."""
-    await _strike_one(field, WORKERS, signal.SIGKILL, "worker SIGKILL")
+    await _strike_one(field, chance, WORKERS, signal.SIGKILL, "worker SIGKILL")
 
 
-async def kill_executor(field: Field) -> None:
+async def kill_executor(field: Field, chance: random.Random) -> None:
     """SIGKILL of an executor; its own child processes have to notice."""
-    await _strike_one(field, EXECUTORS, signal.SIGKILL, "executor SIGKILL")
+    await _strike_one(field, chance, EXECUTORS, signal.SIGKILL, "executor SIGKILL")
 
 
-async def zombie(field: Field) -> None:
+async def zombie(field: Field, chance: random.Random) -> None:
     """SIGSTOP beyond the session timeout; whoever thaws the frozen sends SIGCONT."""
-    await _strike_one(field, WORKERS, signal.SIGSTOP, "worker SIGSTOP, later SIGCONT")
+    await _strike_one(field, chance, WORKERS, signal.SIGSTOP, "worker SIGSTOP, later SIGCONT")
     await elapse(ZOMBIE_S + 1.0)
 
 
-async def storm(field: Field) -> None:
+async def storm(field: Field, chance: random.Random) -> None:
     """Workers leave and join in quick succession, each in order, none waited for."""
     for _ in range(STORM_ROUNDS):
-        for name in field.chance.sample(WORKERS, 2):
+        for name in chance.sample(WORKERS, 2):
             field.injected["rebalance storm: worker SIGTERM"] += field.fleet.signal(name, signal.SIGTERM)
-            await elapse(field.chance.uniform(0.3, 1.5))
-        await elapse(field.chance.uniform(1.0, 2.5))
+            await elapse(chance.uniform(0.3, 1.5))
+        await elapse(chance.uniform(1.0, 2.5))
 
 
-async def next_version(field: Field) -> None:
+async def next_version(field: Field, chance: random.Random) -> None:
     """A rolling upgrade: from one worker to the next, a program that writes the next format of every state value."""
     for name in WORKERS:
         field.fleet.members[name].format_added = 1
         field.injected["upgrade to the next state format"] += field.fleet.signal(name, signal.SIGTERM)
-        await elapse(field.chance.uniform(1.0, 3.0))
+        await elapse(chance.uniform(1.0, 3.0))
 
 
-async def broker_killed(field: Field) -> None:
+async def broker_killed(field: Field, chance: random.Random) -> None:
     """SIGKILL, then a start."""
     await asyncio.to_thread(field.stack.part("kafka").kill)
     field.injected["broker SIGKILL"] += 1
-    await elapse(field.chance.uniform(0.0, 1.0))
+    await elapse(chance.uniform(0.0, 1.0))
     await field.bring_up("kafka")
 
 
-async def broker_restarted(field: Field) -> None:
+async def broker_restarted(field: Field, _chance: random.Random) -> None:
     """SIGTERM, then a start."""
     await asyncio.to_thread(field.stack.part("kafka").stop)
     field.injected["broker SIGTERM"] += 1
@@ -95,7 +99,7 @@ async def broker_restarted(field: Field) -> None:
 def broker_frozen(seconds: float) -> Fault:
     """SIGSTOP for so long."""
 
-    async def fault(field: Field) -> None:
+    async def fault(field: Field, _chance: random.Random) -> None:
         process = field.stack.part("kafka").process
         process.send(signal.SIGSTOP)
         field.injected[f"broker SIGSTOP for {seconds:.0f} s"] += 1
@@ -107,7 +111,7 @@ def broker_frozen(seconds: float) -> Fault:
     return fault
 
 
-async def backend_terminated(field: Field) -> None:
+async def backend_terminated(field: Field, _chance: random.Random) -> None:
     """The connection of a client that is inside a transaction, ended by the database's administrator."""
     what = "Postgres backend terminated in a transaction"
     loop = asyncio.get_running_loop()
@@ -139,7 +143,7 @@ UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutEr
 """What a fault's own call to Postgres may meet while another fault strikes it."""
 
 
-async def postgres_restarted(field: Field) -> None:
+async def postgres_restarted(field: Field, _chance: random.Random) -> None:
     """Immediate shutdown (SIGQUIT: no checkpoint, so recovery follows), then a start."""
     part = field.stack.part("postgres")
     part.process.send(signal.SIGQUIT)
@@ -155,7 +159,7 @@ async def postgres_restarted(field: Field) -> None:
 def cut(what: str, new_trap: Callable[[], Trap], *, postgres: bool) -> Fault:
     """One connection of a worker is reset when a trap sees its moment."""
 
-    async def fault(field: Field) -> None:
+    async def fault(field: Field, _chance: random.Random) -> None:
         proxies = field.postgres if postgres else field.kafka
         chosen = [proxies[name] for name in WORKERS]
         done = [proxy.cut_when(new_trap()) for proxy in chosen]
@@ -167,24 +171,24 @@ def cut(what: str, new_trap: Callable[[], Trap], *, postgres: bool) -> Fault:
     return fault
 
 
-async def valkey_killed(field: Field) -> None:
+async def valkey_killed(field: Field, chance: random.Random) -> None:
     """SIGKILL, a while without it, then a start; what it held is gone."""
     await asyncio.to_thread(field.stack.part("valkey").kill)
     field.injected["Valkey SIGKILL"] += 1
-    await elapse(field.chance.uniform(1.0, 3.0))
+    await elapse(chance.uniform(1.0, 3.0))
     await field.bring_up("valkey")
 
 
-async def valkey_frozen(field: Field) -> None:
+async def valkey_frozen(field: Field, chance: random.Random) -> None:
     """SIGSTOP for a few seconds."""
     process = field.stack.part("valkey").process
     process.send(signal.SIGSTOP)
     field.injected["Valkey SIGSTOP"] += 1
-    await elapse(field.chance.uniform(2.0, 4.0))
+    await elapse(chance.uniform(2.0, 4.0))
     process.send(signal.SIGCONT)
 
 
-async def valkey_flushed(field: Field) -> None:
+async def valkey_flushed(field: Field, _chance: random.Random) -> None:
     """Everything in it is gone at once."""
     client = redis.asyncio.Redis.from_url(field.settings.redis_url())
     await client.flushall()
@@ -195,8 +199,8 @@ async def valkey_flushed(field: Field) -> None:
 def weather(what: str, change: Weather, seconds: float, *, who: tuple[str, ...] = (*WORKERS, *EXECUTORS)) -> Fault:
     """The network of one process, to Kafka and to Postgres, for so long."""
 
-    async def fault(field: Field) -> None:
-        name = field.chance.choice(who)
+    async def fault(field: Field, chance: random.Random) -> None:
+        name = chance.choice(who)
         proxies = (field.kafka[name], field.postgres[name])
         for proxy in proxies:
             proxy.set(change)
@@ -210,9 +214,9 @@ def weather(what: str, change: Weather, seconds: float, *, who: tuple[str, ...] 
     return fault
 
 
-async def connections_reset(field: Field) -> None:
+async def connections_reset(field: Field, chance: random.Random) -> None:
     """Every connection of one process, at once."""
-    name = field.chance.choice((*WORKERS, *EXECUTORS))
+    name = chance.choice((*WORKERS, *EXECUTORS))
     broken = field.kafka[name].reset() + field.postgres[name].reset()
     field.injected["network reset: connections"] += broken
 

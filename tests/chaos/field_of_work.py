@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -82,7 +81,6 @@ class Field:
         self.deployment = deployment
         self.seed = seed
         self.stack = stack
-        self.chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self.injected: Counter[str] = Counter()
         self.positions: list[dict[tuple[str, str, int], int]] = []
         self.tenants: dict[str, Tenant] = {}

@@ -61,6 +61,12 @@ class Load:
         self._settings = settings
         self._partitions = partitions
         self._chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._draws = {
+            (tenant.name, what): random.Random(f"{seed} {tenant.name} {what}")  # noqa: S311
+            for tenant in tenants
+            for what in ("request", "usage", "flag")
+        }
+        """For each stream of a tenant's, so that its n-th event is the same however the streams interleave."""
         self._credit: Counter[tuple[str, str]] = Counter()
         self._pending = 0
         self._repeats: deque[tuple[float, str, bytes | None, bytes | None, Sent]] = deque()
@@ -122,10 +128,10 @@ class Load:
         return whole
 
     async def _request(self, producer: aiokafka.AIOKafkaProducer, tenant: Tenant) -> None:
-        chance = self._chance
+        chance = self._draws[tenant.name, "request"]
         written = made_events.event("settler.job.requested.v1", tenant.id, made_events.request_body(chance), chance)
         if chance.random() < POISONED:
-            await self._poison(producer, "job-requests", tenant, written)
+            await self._poison(producer, "job-requests", tenant, written, chance)
             return
         kind = "plain"
         if chance.random() < 0.3:
@@ -156,7 +162,7 @@ class Load:
 
     async def _usage(self, producer: aiokafka.AIOKafkaProducer, tenant: Tenant) -> None:
         """Late, future-dated and out of order: its own time is anywhere within three hours."""
-        chance = self._chance
+        chance = self._draws[tenant.name, "usage"]
         at = dt.datetime.now(dt.UTC)
         if chance.random() < 0.5:
             at += dt.timedelta(seconds=chance.uniform(-LATE_S_MAX, FUTURE_S_MAX))
@@ -164,7 +170,7 @@ class Load:
         body = {"resource": resource, "quantity": chance.randint(-3, 9) * (1000 if resource == "storage_bytes" else 1)}
         written = made_events.event("settler.usage.recorded.v1", tenant.id, body, chance, at)
         if chance.random() < POISONED:
-            await self._poison(producer, "usage-events", tenant, written)
+            await self._poison(producer, "usage-events", tenant, written, chance)
             return
         home = partition_of(tenant.root.encode(), self._partitions)
         value, key = made_events.encoded(written), tenant.root.encode()
@@ -177,14 +183,14 @@ class Load:
             )
 
     async def _flag(self, producer: aiokafka.AIOKafkaProducer, tenant: Tenant) -> None:
-        chance = self._chance
+        chance = self._draws[tenant.name, "flag"]
         body = {
             "flag": f"feature.{chance.randint(1, 5)}", "scope": "tenant", "actor": "chaos",
             "action": chance.choice(("set", "set", "kill", "revive", "delete")), "enabled": chance.random() < 0.5,
         }  # fmt: skip
         written = made_events.event("settler.flag.command.v1", tenant.id, body, chance)
         if chance.random() < POISONED:
-            await self._poison(producer, "flag-commands", tenant, written)
+            await self._poison(producer, "flag-commands", tenant, written, chance)
             return
         home = partition_of(tenant.root.encode(), self._partitions)
         value, key = made_events.encoded(written), tenant.root.encode()
@@ -196,8 +202,10 @@ class Load:
                 "flag-commands", key, value, Sent("flag-commands", "duplicate", written["id"], tenant.id, home)
             )
 
-    async def _poison(self, producer: aiokafka.AIOKafkaProducer, topic: str, tenant: Tenant, written: Event) -> None:
-        name, bad = made_events.poison({**written, "root": tenant.root}, self._chance, request=topic == "job-requests")
+    async def _poison(
+        self, producer: aiokafka.AIOKafkaProducer, topic: str, tenant: Tenant, written: Event, chance: random.Random
+    ) -> None:
+        name, bad = made_events.poison({**written, "root": tenant.root}, chance, request=topic == "job-requests")
         key = tenant.root.encode()
         home = partition_of(key, self._partitions)
         await self._send(

@@ -115,7 +115,7 @@ def _merged_before_commit() -> None:
             await original(runner, records)
             if getattr(runner.session, "again", False):
                 runner.session.again = False
-                runner._positioned = False
+                await method(runner, records)
 
         return method
 

@@ -192,8 +192,12 @@ def postgres_commit_reply(_link: int, piece: bytes, from_client: bool) -> bool:
 
 
 def kafka_commit(_link: int, piece: bytes, from_client: bool) -> bool:
-    """A producer's request to end its transaction (EndTxn, key 26), on its way to the coordinator."""
-    return from_client and piece[4:6] == b"\x00\x1a"
+    """A producer's request to commit its transaction (EndTxn, key 26), on its way to the coordinator.
+
+    Its last byte says whether to commit or to abort.
+    """
+    size = int.from_bytes(piece[:4])
+    return from_client and piece[4:6] == b"\x00\x1a" and piece[3 + size : 4 + size] == b"\x01"
 
 
 def kafka_commit_reply() -> Trap:

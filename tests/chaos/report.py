@@ -17,6 +17,8 @@ PROGRESS = "progress"
 PROGRESS_MEANING = "after each fault every partition decides again and jobs finish; all comes to its end"
 COVERAGE = "coverage"
 COVERAGE_MEANING = "every fail point is reached as often as planned"
+ENDS = "ends"
+ENDS_MEANING = "a worker that fails says why, and only for a reason that a fault gives it"
 MUTANTS = "mutants"
 MUTANTS_MEANING = "every planted error makes the checker fail"
 
@@ -47,7 +49,7 @@ class Report:
     @property
     def meanings(self) -> dict[str, str]:
         """Every claim of this round and what it means."""
-        meanings = {**INVARIANTS, PROGRESS: PROGRESS_MEANING, COVERAGE: COVERAGE_MEANING}
+        meanings = {**INVARIANTS, PROGRESS: PROGRESS_MEANING, COVERAGE: COVERAGE_MEANING, ENDS: ENDS_MEANING}
         return meanings | ({MUTANTS: MUTANTS_MEANING} if self.mutants else {})
 
     def as_json(self) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Member:
             conf=SimpleNamespace(id=spec.fold_id(0).group),
             input_topics=tuple(spec.topic(name) for name in spec.declared.inputs),
             new_session=self._new_session,
+            gather_s=spec.declared.gather_ms / 1000,
             fail=self.fail,
         )
         self._spec = spec

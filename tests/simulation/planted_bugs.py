@@ -62,12 +62,12 @@ def merge_before_commit(patch: Patch) -> None:
 
 @mutant
 def position_stored_off_by_one(patch: Patch) -> None:
-    commit, named = Session.commit, Session.named
+    add_offsets, named = Session.add_offsets, Session.named
 
     def one_less(positions: Mapping[Any, int]) -> dict[Any, int]:
         return {where: max(0, offset - 1) for where, offset in positions.items()}
 
-    patch.setattr(Session, "commit", lambda self, positions: commit(self, one_less(positions)))
+    patch.setattr(Session, "add_offsets", lambda self, positions: add_offsets(self, one_less(positions)))
     patch.setattr(Session, "named", lambda self, positions: named(self, one_less(positions)))
 
 
@@ -75,10 +75,10 @@ def position_stored_off_by_one(patch: Patch) -> None:
 def state_kept_after_an_unknown_commit_outcome(patch: Patch) -> None:
     commit = Session.commit
 
-    async def believing(self: Session, positions: Any) -> None:
+    async def believing(self: Session) -> None:
         try:
             async with asyncio.timeout(STEP_DEADLINE_S / 2):
-                await commit(self, positions)
+                await commit(self)
         except TimeoutError:
             await self._open_producer()
 

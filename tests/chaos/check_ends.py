@@ -1,0 +1,32 @@
+"""How workers have ended: whoever fails says why, and only for a reason that a fault gives it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+GIVEN = re.compile(r"(FencedError|UnavailableError)\(|StateError\(.*stored format")
+"""Another owner took over; a service did not answer; the state was written by a later version, after an upgrade."""
+
+
+class _Line(msgspec.Struct):
+    event: str = ""
+    error: str = ""
+
+
+def wrong_ends(folder: Path) -> Iterator[str]:
+    """Failures of workers, by the logs in ``folder``, that no fault explains: an internal error, state that contradicts
+    the log, a standstill."""
+    decoder = msgspec.json.Decoder(_Line)
+    for log in sorted(folder.glob("*.log")):
+        for text in log.read_bytes().splitlines():
+            try:
+                line = decoder.decode(text)
+            except msgspec.DecodeError:
+                continue  # a start, a traceback
+            failed = line.event == "worker failed" and GIVEN.match(line.error) is None
+            if failed or line.event in ("worker stalled", "the event loop stands still"):
+                yield f"{log.name}: {line.event}: {line.error[:200]}"
