@@ -52,7 +52,7 @@ class Group:
         member = self._start()
         member.membership.join(partial(self._heartbeat, member))
         member.process.on_freeze.append(partial(self._frozen, member))
-        self._see_to(member, self._attend(member))
+        self.see_to(member, self._attend(member))
         self._welcome(member)
 
     def rebalance(self) -> None:
@@ -84,7 +84,8 @@ class Group:
             self.members.remove(member)
             self._needed.set()
 
-    def _see_to(self, member: Member, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def see_to(self, member: Member, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do ``work`` on a member; its failure is the worker's."""
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(self._note_failure)
         member.attention.append(task)
@@ -107,7 +108,7 @@ class Group:
         self.join()
 
     def _frozen(self, member: Member) -> None:
-        self._see_to(member, self._missed(member))
+        self.see_to(member, self._missed(member))
 
     async def _missed(self, member: Member) -> None:
         """Expel a member that does not wake up in time."""
@@ -134,16 +135,16 @@ class Group:
         numbers = list(range(self._partitions))
         self._random.shuffle(numbers)
         for place, member in enumerate(present):
-            self._see_to(member, self._assigned(member, self.generation, sorted(numbers[place :: len(present)])))
+            self.see_to(member, self._assigned(member, self.generation, sorted(numbers[place :: len(present)])))
 
     async def _revoked(self, member: Member) -> None:
         """Wait until the member has given its partitions up, but not for ever."""
-        revoking = self._see_to(member, self._revoke(member))
+        revoking = self.see_to(member, self._revoke(member))
         done, _ = await asyncio.wait([revoking], timeout=REBALANCE_TIMEOUT_S)
         if not done and member in self.members:
             self._faults.count("member expelled while draining")
             self._expel(member)
-            self._see_to(member, self._rejoined(member))
+            self.see_to(member, self._rejoined(member))
 
     async def _revoke(self, member: Member) -> None:
         async with member.rebalancing:

@@ -33,12 +33,11 @@ class Storm:
     async def run(self) -> None:
         """Something happens every few seconds."""
         happenings = (self._restart, self._freeze, self._kill, self._flurry, self._compact, self._retain)
-        async with asyncio.TaskGroup() as restarts:
-            while self.faults.raging:
-                await elapse(self.random.random() * PAUSE_S_MAX)
-                happening, role = self.random.choice(happenings), self.random.choice(list(self.groups))
-                if (stopping := happening(role)) is not None:
-                    restarts.create_task(stopping.stop())
+        while self.faults.raging:
+            await elapse(self.random.random() * PAUSE_S_MAX)
+            happening, role = self.random.choice(happenings), self.random.choice(list(self.groups))
+            if (stopping := happening(role)) is not None:
+                self.groups[role].see_to(stopping, stopping.stop())  # to its end, which may outlast the storm
 
     def _member(self, role: str) -> Member | None:
         members = [member for member in self.groups[role].members if not member.ended.is_set()]
