@@ -149,13 +149,13 @@ async def test_a_client_that_goes_in_the_middle_of_an_exchange_keeps_no_lock(
     async with single.platform() as tx:
         assert await tx.fetchval("SHOW transaction_timeout") == "1min"
     tenant_id = await create_tenant()
-    client = await asyncpg.connect(database_settings.postgres_url())
+    # Its limits hold from its last statement on: whatever comes before may take its time.
+    client = await asyncpg.connect(database_settings.postgres_url(), server_settings={"transaction_timeout": "0"})
     ended = asyncio.Event()
     client.add_termination_listener(lambda _: ended.set())
     await client.execute("BEGIN")
     await TenantContext.set(client, tenant_id)
     await client.execute("UPDATE tenants SET name = 'B' WHERE id = $1", tenant_id)
-    # Limits hold from here on: whatever comes before may take its time.
     await client.execute(
         "SET LOCAL idle_in_transaction_session_timeout = '50ms'; SET LOCAL transaction_timeout = '500ms'"
     )
