@@ -34,7 +34,7 @@ from settler_streams.topology import load_topology
 from settler_streams.workers.folds import new_app
 from tests.services.interface import Service, Services
 
-SETTLED_WITHIN_S = 20.0
+SETTLED_WITHIN_S = 60.0
 """Bound of every wait for something that happens in the background."""
 
 
