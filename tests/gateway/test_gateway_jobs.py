@@ -105,7 +105,7 @@ async def test_a_killed_flag_is_a_403(platform: Platform, gateway_url: str) -> N
             flag="jobs.reconciliation-preview", scope=FlagScope.TENANT, version=1, changed_at_ms=1, killed=True
         )
         await platform.publisher.publish("flag-state", tenant.id, tenant.id, killed)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:  # until admission has folded the setting, jobs of the kind are admitted
                 refused = await tenant.http.post("/v1/jobs", json={**JOB, "kind": "reconciliation-preview"})
                 if refused.status_code != 202:
@@ -208,7 +208,7 @@ async def test_results_stream_and_resume(platform: Platform, gateway_url: str) -
             """The ids and job ids of the next ``count`` results."""
             found: list[tuple[str, str]] = []
             async with (
-                asyncio.timeout(20),
+                asyncio.timeout(60),
                 tenant.http.stream("GET", "/v1/results", params={"since": "beginning"}, headers=headers) as response,
             ):
                 assert response.headers["content-type"].startswith("text/event-stream")
