@@ -80,13 +80,13 @@ async def test_refusals_say_why(platform: Platform, gateway_url: str) -> None:
 
 
 async def test_the_job_rate_is_a_429_with_the_exact_wait(platform: Platform, gateway_url: str) -> None:
-    quotas = {QuotaType.RATE_LIMIT: 6}
+    quotas = {QuotaType.RATE_LIMIT: 2}
     async with keyed(platform, gateway_url, quotas=quotas) as tenant:
         answers = [await tenant.http.post("/v1/jobs", json=JOB) for _ in range(7)]
         refused = [a for a in answers if a.status_code == 429]
         assert refused, [a.status_code for a in answers]
         assert refused[0].json()["violated-policies"] == ["rate_limit"]
-        assert 1 <= int(refused[0].headers["retry-after"]) <= 10
+        assert 1 <= int(refused[0].headers["retry-after"]) <= 30
 
 
 async def test_a_parents_suspension_is_a_403(platform: Platform, gateway_url: str) -> None:
