@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as properties
 
 from settler_streams.dev.stack.probes import apart
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored, and children would inherit that; some tests send it to them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long one example takes says something of the machine and of who else is on it, and nothing of the code.
+properties.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+properties.load_profile("any machine")
 
 CALL_S_MAX = 30.0
 """Creating or dropping a database copies or deletes 8 MB."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -18,15 +19,14 @@ VAGUE = {"utils", "util", "helpers", "helper", "manager", "data", "info", "misc"
 
 
 def files(*suffixes, under=ROOT):
-    return sorted(
-        path
-        for path in under.rglob("*")
-        if path.suffix in suffixes
-        and path.is_file()
-        and not any(
-            part.startswith(".") or part in ("node_modules", "dist", "build") for part in path.relative_to(ROOT).parts
-        )
-    )
+    """Hidden folders are not looked into: other tests make and remove files there meanwhile."""
+    found = []
+    for folder, folders, names in os.walk(under):
+        folders[:] = [
+            name for name in folders if not (name.startswith(".") or name in ("node_modules", "dist", "build"))
+        ]
+        found += [Path(folder, name) for name in names if Path(name).suffix in suffixes and not name.startswith(".")]
+    return sorted(found)
 
 
 MODULES = files(".py", under=PACKAGE)

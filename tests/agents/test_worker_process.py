@@ -17,7 +17,7 @@ from settler_streams.events import JobDecided, OffsetRun, StepJournal, decode
 from settler_streams.signals import EXIT_FORCED
 from settler_streams.topology import load_topology
 from tests.runtime.counter import tenant_in
-from tests.runtime.kafka_log import KafkaLog, Record
+from tests.runtime.kafka_log import WAIT_S_MAX, KafkaLog, Record
 from tests.runtime.requests import event_bytes, job_request, new_id, register
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 PARTITIONS = load_topology().tenant_partitions
 BURST = 20
 """Requests of each tenant at a time."""
-DRAIN_S_MAX = 10.0
+DRAIN_S_MAX = 30.0
 """From the signal to the end of the process."""
 
 
@@ -140,7 +140,7 @@ async def test_a_second_signal_ends_the_worker_at_once(settings: Settings, log: 
             process.tell(signal.SIGTERM)
             await process.said("stopping")
             process.tell(signal.SIGINT)
-            assert await process.ends(2) == EXIT_FORCED
+            assert await process.ends(8) == EXIT_FORCED
         finally:
             kafka.resume()
 
@@ -161,7 +161,7 @@ class Worker:
 
     async def said(self, words: str) -> None:
         """Wait until it has logged ``words``."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(WAIT_S_MAX):
             while words not in self.log:
                 assert not self._ended, f"ended without saying {words!r}: {self.log[-2000:]}"
                 self._news.clear()

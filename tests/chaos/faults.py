@@ -27,7 +27,7 @@ ZOMBIE_S = 1.8 * SESSION_S
 so that what the zombie tries in the end is refused for its epoch and not for its age."""
 STRIKE_S_MAX = 40.0
 """Longest wait for a process to strike, or for a commit to cut: workers commit several times a second once they run."""
-INSIDE_S_MAX = 10.0
+INSIDE_S_MAX = 30.0
 STORM_ROUNDS = 3
 
 Fault = Callable[[Field, random.Random], Awaitable[None]]
@@ -77,7 +77,8 @@ async def next_version(field: Field, chance: random.Random) -> None:
     """A rolling upgrade: from one worker to the next, a program that writes the next format of every state value."""
     for name in WORKERS:
         field.fleet.members[name].format_added = 1
-        field.injected["upgrade to the next state format"] += field.fleet.signal(name, signal.SIGTERM)
+        field.fleet.signal(name, signal.SIGTERM)  # one that is down just now comes back as the next version, too
+        field.injected["upgrade to the next state format"] += 1
         await elapse(chance.uniform(1.0, 3.0))
 
 
@@ -215,10 +216,18 @@ def weather(what: str, change: Weather, seconds: float, *, who: tuple[str, ...] 
 
 
 async def connections_reset(field: Field, chance: random.Random) -> None:
-    """Every connection of one process, at once."""
-    name = chance.choice((*WORKERS, *EXECUTORS))
-    broken = field.kafka[name].reset() + field.postgres[name].reset()
-    field.injected["network reset: connections"] += broken
+    """Every connection of one process, at once, when it has some: one that is just starting has none."""
+    what = "network reset: connections"
+    order = chance.sample((*WORKERS, *EXECUTORS), len(WORKERS) + len(EXECUTORS))
+
+    async def broken() -> bool:
+        for name in order:
+            if count := field.kafka[name].reset() + field.postgres[name].reset():
+                field.injected[what] += count
+                return True
+        return False
+
+    await observe(f"{what} to break", broken, STRIKE_S_MAX)
 
 
 def short_list() -> list[Fault]:

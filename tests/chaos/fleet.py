@@ -108,7 +108,8 @@ class Fleet:
         """What the fail points have written."""
         if not self.notes.exists():
             return []
-        return [json.loads(line) for line in self.notes.read_text().splitlines()]
+        whole, _, _ = self.notes.read_text().rpartition("\n")  # what is being written has no end yet
+        return [json.loads(line) for line in whole.splitlines()]
 
     async def stop(self) -> dict[str, int]:
         """SIGTERM to all, in order; returns the exit code of each. One that outlasts its deadline is killed: -9."""

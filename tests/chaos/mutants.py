@@ -27,6 +27,7 @@ def try_all(
 ) -> dict[str, set[str]]:
     """Plant each error ``times`` times; answers by which invariants it was found every time (none: it was missed)."""
     chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    recording = replace(recording, acknowledged=frozenset(n for n, sent in ledger.items() if sent.stored))
     caught = {}
     for name, (mutant, invariants) in MUTANTS.items():
         found = [checker.check(mutant(recording, chance), ledger, told).broken() for _ in range(times)]
@@ -142,7 +143,8 @@ def _letter(action: str) -> Mutant:
 
 def _request_lost(recording: Recording, chance: random.Random) -> Recording:
     """The broker has lost a record that it had acknowledged."""
-    victim = chance.choice([e for e in recording.entries("job-requests") if e.headers.get("chaos-kind") == b"plain"])
+    plain = [e for e in recording.entries("job-requests") if e.headers.get("chaos-kind") == b"plain"]
+    victim = chance.choice([e for e in plain if int(e.headers["chaos-number"]) in recording.acknowledged])
     log = [e for e in recording.logs["job-requests"][victim.partition] if e is not victim]
     return _with_log(recording, "job-requests", victim.partition, log)
 

@@ -89,6 +89,8 @@ class Recording:
     """Per tenant and table: rows that its own context shows, and how many of them are another's."""
     positions: list[dict[tuple[str, str, int], int]] = field(default_factory=list)
     """Positions in Postgres by consumer, topic and partition, sampled through the round; the last is the final one."""
+    acknowledged: frozenset[int] = frozenset()
+    """Numbers of the load's records that the broker has acknowledged; only who plants an error has to know."""
 
     def entries(self, topic: str) -> Iterator[Entry]:
         """A topic's records, partition after partition."""

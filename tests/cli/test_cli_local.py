@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def local(tmp_path: Path) -> Iterator[Local]:
         system.stack.destroy()
 
 
+def until_answered(url: str) -> None:
+    """Ask until the answer is 200: a machine that has just started all of this may be slow for a probe's patience."""
+    end_s = time.monotonic() + WAIT_S
+    while (status := httpx.get(url, timeout=WAIT_S).status_code) != 200:
+        assert (status, time.monotonic() < end_s) == (503, True), url
+
+
 def lives(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -87,7 +95,7 @@ def test_up_is_reused_survives_a_crash_restarts_what_ends_and_stops_at_ctrl_c(lo
         code, status = local.run("status")
         assert (code, status["running"]) == (0, True)
         for url in (f"{status['gateway_url']}/readyz", status["metrics_url"], *status["metrics_urls"].values()):
-            assert httpx.get(url, timeout=WAIT_S).status_code == 200, url
+            until_answered(url)
         assert local.run("topology", "check") == (0, {"agrees": True, "differences": 0})
         assert local.run("migrate") == (0, {"applied": []})
         assert local.run("dlq", "list") == (0, [])

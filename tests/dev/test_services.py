@@ -8,10 +8,11 @@ import asyncpg
 import pytest
 import redis
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,10 +64,13 @@ def test_valkey_asks_for_the_password_and_survives_stop_and_pause(services: Serv
     settings = services.settings
     with pytest.raises(redis.AuthenticationError):
         redis.Redis(host=settings.redis_host, port=settings.redis_port, retry=Retry(NoBackoff(), 0)).ping()
-    client = redis.Redis.from_url(settings.redis_url(), socket_timeout=0.3, retry=Retry(NoBackoff(), 0))
+    hasty, client = (
+        redis.Redis.from_url(settings.redis_url(), socket_timeout=wait_s, retry=Retry(NoBackoff(), 0))
+        for wait_s in (0.3, 30)
+    )
     valkey.pause()
     with pytest.raises(redis.TimeoutError):
-        client.ping()
+        hasty.ping()
     valkey.resume()
     valkey.stop()
     with pytest.raises(redis.ConnectionError):
@@ -80,12 +84,8 @@ async def test_kafka_carries_a_transaction_to_a_read_committed_consumer(
 ) -> None:
     bootstrap = services.settings.kafka_bootstrap_servers
     topic = f"{deployment}.t"
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
+    async with Cluster.of(services.settings).admin() as admin:
         await admin.create_topics([NewTopic(topic, 1, 1)])
-    finally:
-        await admin.close()
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, transactional_id=f"{deployment}-tx")
     await producer.start()
     try:
@@ -104,11 +104,7 @@ async def test_kafka_carries_a_transaction_to_a_read_committed_consumer(
 
 
 async def test_kafka_creates_no_topic_by_itself(services: Services, kafka: Service, deployment: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=services.settings.kafka_bootstrap_servers)
-    await admin.start()
-    try:
+    async with Cluster.of(services.settings).admin() as admin:
         described = await admin.describe_topics([f"{deployment}.never-created"])
         assert described[0]["error_code"] == 3  # UNKNOWN_TOPIC_OR_PARTITION
         assert f"{deployment}.never-created" not in await admin.list_topics()
-    finally:
-        await admin.close()

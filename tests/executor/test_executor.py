@@ -42,7 +42,7 @@ from tests.runtime.requests import event_bytes, job_request, new_id
 
 pytestmark = pytest.mark.services
 
-CHILD_GONE_S_MAX = 10.0
+CHILD_GONE_S_MAX = 60.0
 OUTAGE_S = 5.0
 """An immediate restart of PostgreSQL, with its recovery."""
 CSV = "id,amount,currency,date,reference\n1,10.00,EUR,2026-01-05,A\n"
@@ -195,16 +195,16 @@ async def test_an_executor_whose_lease_has_ended_gets_work_again(platform: Platf
 async def test_an_outage_of_the_database_delays_a_job_and_does_not_fail_it(
     platform: Platform, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began_s = time.monotonic()
+    tried_s: list[float] = []
 
     async def restarting(*args: Any, **kwargs: Any) -> RowsWritten:
-        if time.monotonic() - began_s < OUTAGE_S:
+        tried_s.append(time.monotonic())
+        if tried_s[-1] - tried_s[0] < OUTAGE_S:
             raise UnavailableError("connection refused")
         return await write_results(*args, **kwargs)
 
     monkeypatch.setattr(executor_module, "write_results", restarting)
     async with executor_inside(settings, platform.log, "patient"):
-        began_s = time.monotonic()
         finished = await result_of(platform, await submit(platform, job_request()))
     assert finished.status is JobStatus.SUCCEEDED, finished
     assert finished.attempt > 1
@@ -233,10 +233,11 @@ async def test_a_job_that_never_ends_gives_its_slot_back(
     platform: Platform, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bounded = settings.model_copy(update={"executor_job_s": 3, "executor_slots": 1})
-    async with executor_inside(bounded, platform.log, "deadline"):
+    async with executor_inside(bounded, platform.log, "deadline") as executor:
         monkeypatch.setattr(executor_module, "run_job", hang)
         finished = await result_of(platform, await submit(platform, job_request()))
         monkeypatch.undo()
+        executor._children._job_s_max = 120  # the next one begins with the imports of a new child
         next_one = await result_of(platform, await submit(platform, job_request()))
     assert (finished.status, finished.reason, finished.attempt) == (JobStatus.FAILED, "timed_out", 1)
     assert next_one.status is JobStatus.SUCCEEDED

@@ -47,12 +47,12 @@ async def test_results_since_before_there_was_time(platform: Platform, gateway_u
 async def test_a_head_that_does_not_come_costs_the_connection(
     gateway_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_DEADLINE_S", 0.1)
+    monkeypatch.setattr(connections, "HEAD_DEADLINE_S", 1.0)  # also for a head that does come
     host, port = gateway_url.removeprefix("http://").split(":")
     whole = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     for before, sent in ((b"", b""), (b"", whole[:20]), (whole, b"GET ")):
         reader, writer = await asyncio.open_connection(host, int(port))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             if before:
                 writer.write(before)
                 assert (await reader.readuntil(b'{"status":"live"}')).startswith(b"HTTP/1.1 200")
@@ -71,7 +71,7 @@ async def test_a_flood_of_unknown_keys_leaves_known_ones_their_connections(
     assert (await keys.authenticate(issued.key)).tenant_id == tenant.id
     async with platform.pool.tenant(tenant.id), keys._strangers, keys._strangers:  # both look-ups are under way
         flood = [asyncio.create_task(keys.authenticate(issued.key[:-4] + f"{n:04}")) for n in range(4)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with pytest.raises(UnavailableError):
                 await flood[3]
             assert (await keys.authenticate(issued.key)).tenant_id == tenant.id

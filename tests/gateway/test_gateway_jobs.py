@@ -80,13 +80,13 @@ async def test_refusals_say_why(platform: Platform, gateway_url: str) -> None:
 
 
 async def test_the_job_rate_is_a_429_with_the_exact_wait(platform: Platform, gateway_url: str) -> None:
-    quotas = {QuotaType.RATE_LIMIT: 6}
+    quotas = {QuotaType.RATE_LIMIT: 2}
     async with keyed(platform, gateway_url, quotas=quotas) as tenant:
         answers = [await tenant.http.post("/v1/jobs", json=JOB) for _ in range(7)]
         refused = [a for a in answers if a.status_code == 429]
         assert refused, [a.status_code for a in answers]
         assert refused[0].json()["violated-policies"] == ["rate_limit"]
-        assert 1 <= int(refused[0].headers["retry-after"]) <= 10
+        assert 1 <= int(refused[0].headers["retry-after"]) <= 30
 
 
 async def test_a_parents_suspension_is_a_403(platform: Platform, gateway_url: str) -> None:
@@ -105,14 +105,18 @@ async def test_a_killed_flag_is_a_403(platform: Platform, gateway_url: str) -> N
             flag="jobs.reconciliation-preview", scope=FlagScope.TENANT, version=1, changed_at_ms=1, killed=True
         )
         await platform.publisher.publish("flag-state", tenant.id, tenant.id, killed)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:  # until admission has folded the setting, jobs of the kind are admitted
                 refused = await tenant.http.post("/v1/jobs", json={**JOB, "kind": "reconciliation-preview"})
                 if refused.status_code != 202:
                     break
         assert refused.status_code == 403
         assert refused.json()["decision"]["reason"] == "flag_disabled"
-        shown = (await tenant.http.get("/v1/flags/jobs.reconciliation-preview")).json()
+        async with asyncio.timeout(60):
+            while True:  # the gateway follows the settings by itself, and may hear of this one after admission
+                shown = (await tenant.http.get("/v1/flags/jobs.reconciliation-preview")).json()
+                if shown["reason"] != "DEFAULT":
+                    break
         assert (shown["enabled"], shown["reason"]) == (False, "KILLED")
 
 
@@ -208,7 +212,7 @@ async def test_results_stream_and_resume(platform: Platform, gateway_url: str) -
             """The ids and job ids of the next ``count`` results."""
             found: list[tuple[str, str]] = []
             async with (
-                asyncio.timeout(20),
+                asyncio.timeout(60),
                 tenant.http.stream("GET", "/v1/results", params={"since": "beginning"}, headers=headers) as response,
             ):
                 assert response.headers["content-type"].startswith("text/event-stream")

@@ -19,7 +19,7 @@ from settler_streams.events import Envelope, Part, decode
 from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name
 
-WAIT_S_MAX = 40.0
+WAIT_S_MAX = 60.0
 """A takeover waits for a rebalance, after a crash for the session timeout of ten seconds too; machines can be slow."""
 
 Record = ConsumerRecord[Any, Any]
@@ -124,8 +124,18 @@ class KafkaLog:
                 raise AssertionError(f"{topic} holds {len(found)} records and not what was waited for") from None
         return found
 
+    async def until_committed(self, group: str, topic: str, partition: int, offset: int) -> None:
+        """Wait until the committed offset of the deployment's ``group`` is ``offset``, and no other than that.
+
+        A commit is answered a moment before the offsets are the group's: their marker goes a way of its own.
+        """
+        async with asyncio.timeout(WAIT_S_MAX):
+            while (found := await self.committed_offsets(group, topic, partition)) is None or found < offset:
+                pass
+        assert found == offset
+
     async def committed_offsets(self, group: str, topic: str, partition: int) -> int | None:
-        """The committed offset of the deployment's ``group``."""
+        """The committed offset of the deployment's ``group`` now."""
         async with self.consumer(group_id=f"{self.settings.deployment}.{group}") as consumer:
             tp = TopicPartition(self.full(topic), partition)
             consumer.assign([tp])

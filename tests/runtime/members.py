@@ -15,7 +15,7 @@ from settler_streams.runtime.app import BatchAgent, Batches, FoldApp
 from settler_streams.runtime.session import Session
 from tests.runtime import counter
 from tests.runtime.counter import spec_of, tenant_in, usage
-from tests.runtime.kafka_log import KafkaLog, Record
+from tests.runtime.kafka_log import WAIT_S_MAX, KafkaLog, Record
 
 
 class Worker:
@@ -42,13 +42,28 @@ class Worker:
         self.table = self.app.fold_table(log.full("counter-changelog"), counter.Counter.kinds)
         self.app.batch_agent(agent or count)
 
-    async def owns(self, number: Callable[[int], bool], wait_s: float = 40.0) -> set[int]:
+    async def owns(self, number: Callable[[int], bool], wait_s: float = WAIT_S_MAX) -> set[int]:
         """Wait until it owns so many open folds."""
         async with asyncio.timeout(wait_s):
             while not number(len(self.app.open_folds())):
                 await asyncio.wait([self.app.failure], timeout=0.05)
                 assert not self.app.failure.done(), self.app.failure.result()
         return set(self.app.open_folds())
+
+
+async def shared(first: Worker, second: Worker) -> tuple[set[int], set[int]]:
+    """What each of two members owns, once they have opened every fold between them.
+
+    One that joined before the other opens its folds one by one: half of them are open for a moment then, too.
+    """
+    async with asyncio.timeout(WAIT_S_MAX):
+        while True:
+            ours, theirs = set(first.app.open_folds()), set(second.app.open_folds())
+            if len(ours) == len(theirs) == counter.PARTITIONS // 2 and not ours & theirs:
+                return ours, theirs
+            await asyncio.wait([first.app.failure, second.app.failure], timeout=0.05)
+            for app in (first.app, second.app):
+                assert not app.failure.done(), app.failure.result()
 
 
 async def count(batches: Batches) -> None:

@@ -19,8 +19,8 @@ from settler_streams.settings import Settings
 from tests.runtime import counter
 from tests.runtime.apps import running
 from tests.runtime.counter import PARTITIONS, tenant_in, usage
-from tests.runtime.kafka_log import KafkaLog
-from tests.runtime.members import Worker, last_folded
+from tests.runtime.kafka_log import WAIT_S_MAX, KafkaLog
+from tests.runtime.members import Worker, last_folded, shared
 
 pytestmark = pytest.mark.services
 
@@ -38,8 +38,7 @@ async def log(settings: Settings) -> KafkaLog:
 async def test_kafka_says_who_owns_a_fold(log: KafkaLog) -> None:
     first, second = Worker(log), Worker(log)
     async with running([first.app, second.app]):
-        ours = await first.owns(lambda n: n == PARTITIONS // 2)
-        theirs = await second.owns(lambda n: n == PARTITIONS // 2)
+        ours, theirs = await shared(first, second)
         assert (ours | theirs, ours & theirs) == (FOLDS, set())
         assert {fold for fold in FOLDS if await first.app.consumer.is_assigned(fold)} == ours
         assert {fold for fold in FOLDS if await second.app.consumer.is_assigned(fold)} == theirs
@@ -75,7 +74,7 @@ async def test_a_session_that_has_not_taken_its_fold_when_a_rebalance_comes_does
 
     monkeypatch.setattr(Session, "_open_producer", slowly)
     async with running([slow.app]):
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(WAIT_S_MAX):
             while slow.sessions.keys() != FOLDS:
                 await asyncio.wait([slow.app.failure], timeout=0.05)
         async with running([fast.app]):
@@ -127,7 +126,7 @@ async def refuses_to_start(log: KafkaLog, named: str) -> None:
     worker = Worker(log)
     starting = asyncio.create_task(worker.app.start())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S_MAX):
             await asyncio.wait([starting, worker.app.failure], return_when=asyncio.FIRST_COMPLETED)
             if worker.app.failure.done():
                 error: BaseException | None = worker.app.failure.result()

@@ -91,7 +91,7 @@ async def test_a_step_commits_outputs_state_journal_and_offsets_together(
     assert (journal.outputs, journal.code_version) == (4, __version__)
     (letter,) = await log.read("dead-letters", [partition])
     assert letter.value == events[3][1]
-    assert await log.committed_offsets("counter", "usage-events", partition) == 5
+    await log.until_committed("counter", "usage-events", partition, 5)
     assert session.positions == {TopicPartition(log.full("usage-events"), partition): 5}
 
 

@@ -19,7 +19,7 @@ from settler_streams.settings import Settings
 from tests.runtime import counter
 from tests.runtime.apps import running
 from tests.runtime.counter import PARTITIONS, Sum, tenant_in, usage
-from tests.runtime.kafka_log import KafkaLog, Record
+from tests.runtime.kafka_log import WAIT_S_MAX, KafkaLog, Record
 from tests.runtime.members import Worker, last_folded
 
 pytestmark = pytest.mark.services
@@ -46,7 +46,7 @@ async def test_it_is_a_faust_table_over_the_folds_that_the_worker_owns(log: Kafk
     async with running([worker.app]):
         await log.until("counter-journal", all_folded(offsets))
         await worker.owns(lambda n: n == PARTITIONS)
-        async with asyncio.timeout(20):  # the journal shows before the commit has been answered
+        async with asyncio.timeout(WAIT_S_MAX):  # the journal shows before the commit has been answered
             while sum(f"sum/{tenant}" in table for tenant in tenants) < PARTITIONS:
                 await asyncio.wait([worker.app.failure], timeout=0.02)
         assert {t: table[f"sum/{t}"] for t in tenants} == {t: Sum(p + 1, 1) for p, t in enumerate(tenants)}

@@ -16,12 +16,13 @@ from settler_streams.workers.run import EXIT_ERROR, EXIT_FENCED, EXIT_STATE, run
 from tests.runtime import counter
 from tests.runtime.apps import running
 from tests.runtime.counter import spec_of, tenant_in, usage
-from tests.runtime.kafka_log import KafkaLog, Record
+from tests.runtime.kafka_log import WAIT_S_MAX, KafkaLog, Record
 from tests.runtime.members import Worker, idle, last_folded, moved, positions, signals_restored, steady_load
 
 pytestmark = pytest.mark.services
 
-MAX_POLL_S = 2.0
+MAX_POLL_S = 4.0
+"""A worker says that it is alive each second: a machine that holds it up for three is still none that has lost it."""
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -68,12 +69,11 @@ async def test_a_member_that_only_waits_stays_in_the_group(log: KafkaLog) -> Non
         until = loop.time() + 3 * MAX_POLL_S
         folded = 0
         tenant = tenant_in(0)
-        while loop.time() < until:
+        while loop.time() < until or folded < 3:
             (offset,) = await log.append("usage-events", 0, [usage(tenant)])
             await log.until("counter-journal", lambda records, offset=offset: last_folded(records, 0) >= offset)
             folded += 1
             await idle(worker.app, MAX_POLL_S / 2)
-        assert folded > 2
         assert await worker.owns(lambda n: n == counter.PARTITIONS)
 
 
@@ -92,7 +92,7 @@ async def test_an_exception_in_an_agent_ends_the_worker_and_its_batch_is_folded_
     offsets = [await log.append("usage-events", partition, [usage(tenant_in(partition))]) for partition in (2, 5)]
     before = await log.read("sums")
     stood = [await log.committed_offsets("counter", "usage-events", partition) for partition in (2, 5)]
-    async with signals_restored(), asyncio.timeout(60):
+    async with signals_restored(), asyncio.timeout(2 * WAIT_S_MAX):
         assert await run([Worker(log, failing).app]) == EXIT_ERROR
     assert await log.read("sums") == before
     assert [await log.committed_offsets("counter", "usage-events", partition) for partition in (2, 5)] == stood
@@ -106,7 +106,7 @@ async def test_an_exception_in_an_agent_ends_the_worker_and_its_batch_is_folded_
 async def test_a_fenced_worker_says_so_in_its_exit_code(log: KafkaLog) -> None:
     """Another owner of one fold opens while the group still counts this worker as its owner."""
     worker = Worker(log)
-    async with signals_restored(), asyncio.timeout(60):
+    async with signals_restored(), asyncio.timeout(2 * WAIT_S_MAX):
         ended = asyncio.create_task(run([worker.app]))
         await worker.owns(lambda n: n == counter.PARTITIONS)
         usurper = Session(spec_of(log), 3)
@@ -120,7 +120,7 @@ async def test_a_state_that_cannot_be_read_has_an_exit_code_of_its_own(log: Kafk
     other = KafkaLog(settings.model_copy(update={"deployment": f"{settings.deployment[:30]}-state"}), log.topology)
     await other.create()
     await other.append("counter-changelog", 1, [(b"nonsense/1", b"?")])
-    async with signals_restored(), asyncio.timeout(60):
+    async with signals_restored(), asyncio.timeout(2 * WAIT_S_MAX):
         assert await run([Worker(other).app]) == EXIT_STATE
 
 

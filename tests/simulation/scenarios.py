@@ -17,7 +17,7 @@ from settler_streams.adapters.kafka.fencing import fenced
 
 MESSAGE_BYTES_MAX = 4_000
 """Of the scenarios' topic."""
-SETTLE_S_MAX = 25.0
+SETTLE_S_MAX = 60.0
 """Markers follow their commit within milliseconds; a transaction that times out is found within ten seconds."""
 GROUP_OFFSET = 7
 

@@ -32,6 +32,8 @@ ANSWER_S_MAX = 120.0
 WARM_UP_JOBS = 20
 IDLE_PAUSE_S = (0.05, 0.15)
 """Between a result and the next request, drawn anew each time, so that no phase of any poll is favoured."""
+PACED_JOBS_MIN = 2
+"""Fewer have no percentile; a very slow machine sends them late rather than not at all."""
 ALL_S_MAX = ANSWER_S_MAX + 5.0
 
 
@@ -133,7 +135,7 @@ async def _paced(clients: Sequence[SettlerClient], per_second: float, seconds: f
     at_s = loop.time()
     end_s = at_s + seconds
     jobs: list[asyncio.Task[Seen]] = []
-    while (at_s := at_s + drawn.expovariate(per_second)) < end_s:
+    while (at_s := at_s + drawn.expovariate(per_second)) < end_s or len(jobs) < PACED_JOBS_MIN:
         await asyncio.sleep(max(0.0, at_s - loop.time()))
         jobs.append(asyncio.create_task(_job(clients[len(jobs) % len(clients)])))
     return await _all(jobs)

@@ -89,7 +89,7 @@ class Runtime:
         near = archive.with_name(archive.name + f".{recording.stat().st_ino}.new")
         shutil.move(recording, near)
         near.replace(archive)
-        by_use = sorted(self.cache.glob("kafka-*.aot"), key=lambda path: path.stat().st_mtime, reverse=True)
+        by_use = sorted(self.cache.glob("kafka-*.aot"), key=_used_s, reverse=True)
         for stale in by_use[ARCHIVES_MAX:]:
             stale.unlink(missing_ok=True)
 
@@ -97,6 +97,14 @@ class Runtime:
         """An archive fits one runtime and one class path; the JVM checks that too, and starts without it if not."""
         identity = f"{self.java.resolve()}\n{self.class_path()}"
         return self.cache / f"kafka-{KAFKA_VERSION}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.aot"
+
+
+def _used_s(archive: Path) -> float:
+    """When it was used last; one that another process has removed meanwhile counts as never used."""
+    try:
+        return archive.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _remembered(path: Path) -> list[Jar]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 POLL_S = 0.02
 """How often a condition is looked at: short beside the quickest start (0.1 s), and still under 1 % of a core."""
 
-START_TIME_SLACK_S = 1.0
-"""The system's idea of its boot time, and so of every start time, moves a little when its clock is set."""
+START_TIME_SLACK_S = 2.0
+"""The system's idea of its boot time, and so of every start time, moves by a second when its clock is set."""
 
 KILL_S_MAX = 10.0
 """The kernel ends a killed process at once unless it hangs in a disk call; beyond this the machine is ill."""

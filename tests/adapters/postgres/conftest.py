@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -21,6 +20,7 @@ from pydantic import SecretStr
 
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.dev.stack.ports import free_port
 from settler_streams.ids import TenantId
 from settler_streams.settings import Settings
 
@@ -55,9 +55,7 @@ def cluster_settings() -> Iterator[Settings]:
             [*initialise, "--locale=C", "--no-sync", f"--pwfile={password_file}"],
             check=True, cwd=run, stdout=subprocess.DEVNULL, timeout=_START_S_MAX, **user,
         )  # fmt: skip
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
         control = [server / "pg_ctl", "-D", run / "data", "-w", "-t", str(_START_S_MAX)]
         subprocess.run(

@@ -366,7 +366,7 @@ async def test_a_backend_killed_inside_the_transaction_changes_nothing(pool, log
 
     async def kill(refused):
         await owner.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
             " WHERE usename = 'settler_app' AND state = 'idle in transaction'"
         )
 
