@@ -151,15 +151,15 @@ class Step:
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
         for emit in outcome.emits:
-            data, tenant = emit.data, emit.tenant
+            data = emit.data
             way = (type(data), emit.topic, emit.key, emit.partition)
             lane, key, observed = self._targets.get(way) or self._target(way)
             trace = emit.traceparent or record.traceparent
             headers = _PLAIN if trace is None else [_CONTENT_TYPE, (TRACEPARENT, trace)]
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
-            lane.add(key, self._encode(data, event_id, tenant, emit.subject), headers)
+            lane.add(key, self._encode(data, event_id, emit.tenant, emit.subject), headers)
             if observed:
-                self._observation.published(data, tenant)
+                self._observation.published(emit)
         self._observation.outputs += len(outcome.emits)
 
     def _target(self, way: tuple[type[Part], str, str, int | None]) -> tuple[Lane, bytes, bool]:
