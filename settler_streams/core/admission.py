@@ -22,7 +22,7 @@ from settler_streams.core import quotas
 from settler_streams.core.dedup import SeenIds, SeenWindow
 from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
-from settler_streams.core.job_requests import check_paths, decision_on
+from settler_streams.core.job_requests import admission_of, check_paths, refusal_of
 from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
 from settler_streams.core.standings import Standing, Standings, require_whole
 from settler_streams.core.token_bucket import change_policy
@@ -114,41 +114,41 @@ class Admission(FoldLogic):
         tenant_id, job_id = event.tenantid, event.id
         check_paths(request)
         standing = self._standings.of(tenant_id, key, now_ms)
-        if self._is_open(record) or not self._seen.take(record, now_ms):
+        if job_id in self._jobs:
+            self._check_owner(record)
+            return NOTHING  # the job is under way: a repeat, however long its id has been forgotten
+        if not self._seen.take(record, now_ms):
             return NOTHING
         refusal: RejectReason | Refusal | None = self._gate(standing, request)
         charged: Sequence[Usage] = ()
         if standing is not None and refusal is None:
             charged, refusal = quotas.admit(standing.levels, self._month_of(now_ms), now_ms, self._round)
-        decision = decision_on(record, request, refusal, now_ms)
-        decided = Emit("job-decisions", decision, tenant_id, key, "decided", job_id)
         if standing is None or refusal is not None:
-            return Outcome({}, (decided,))
+            refused = refusal_of(record, request, refusal or RejectReason.UNKNOWN_TENANT, now_ms)
+            return Outcome({}, (Emit("job-decisions", refused, tenant_id, key, "decided", job_id),))
         self._jobs[job_id] = reservation = Reservation(tenant_id, standing.members, now_ms, event.source)
         self._touched_jobs["job/" + job_id] = reservation
+        admitted = admission_of(record, request, now_ms)
+        decided = Emit("job-decisions", admitted, tenant_id, key, "decided", job_id)
         enqueued = Emit("pool-inputs", self._enqueued(record, request, now_ms), tenant_id, key, "enqueued", job_id,
                         self._pool_of(key))  # fmt: skip
-        signals = self._charge(standing.levels, charged, key)
-        return Outcome({}, (decided, enqueued, *signals) if signals else (decided, enqueued))
+        return Outcome({}, (decided, enqueued, *self._charge(standing.levels, charged, key)))
 
     def settle(self) -> dict[str, Value | None]:
         """What a step has used, the jobs it has admitted and seen end, and the ids it has remembered."""
         jobs, self._touched_jobs = self._touched_jobs, {}
         return {**self._standings.settle(), **jobs, **self._seen.settle()}
 
-    def _is_open(self, record: Record) -> bool:
-        """Whether this request's job is still under way: then it is a repeat, however long its id has been forgotten.
+    def _check_owner(self, record: Record) -> None:
+        """The open job of this request's id has to be the same one.
 
         Raises:
             RecordError: ``id-conflict``; the job is another source's or tenant's.
         """
-        reservation = self._jobs.get(record.event.id)
-        if reservation is None:
-            return False
+        reservation = self._jobs[record.event.id]
         if (reservation.source, reservation.tenant) != (record.event.source, record.event.tenantid):
             owner = f"{reservation.source!r} for {reservation.tenant}"
             raise RecordError("id-conflict", f"the open job {record.event.id} came from {owner}")
-        return True
 
     def _gate(self, standing: Standing | None, request: JobRequested) -> RejectReason | None:
         """The reasons to refuse that have nothing to do with how much was used."""
@@ -184,18 +184,22 @@ class Admission(FoldLogic):
     def _charge(self, levels: Iterable[Level], usages: Iterable[Usage], root: str) -> list[Emit]:
         """Store what is used at each level; the signals are those of thresholds reached for the first time."""
         signals: list[Emit] = []
-        for level, used in zip(levels, usages, strict=True):
-            tenant_id, limits = level.tenant_id, level.limits
-            if quotas.is_calm(used, limits):
-                self._standings.put(level, quotas.in_round(used, self._round))
-                continue
-            usage, reached = quotas.crossed_thresholds(used, limits)
-            self._standings.put(level, quotas.in_round(usage, self._round))
-            for quota, percent in reached:
-                signal = quotas.threshold(usage, limits, quota, percent)
-                suffix = f"threshold/{tenant_id}/{quota}/{percent}"
-                signals.append(Emit("tenant-signals", signal, tenant_id, root, suffix, tenant_id))
+        for level, usage in zip(levels, usages, strict=True):
+            if quotas.is_calm(usage, level.limits):
+                self._standings.put(level, usage)
+            else:
+                signals += self._signals(level, usage, root)
         return signals
+
+    def _signals(self, level: Level, used: Usage, root: str) -> Iterable[Emit]:
+        """As :meth:`_charge` for one level that may have reached a threshold."""
+        tenant_id, limits = level.tenant_id, level.limits
+        usage, reached = quotas.crossed_thresholds(used, limits)
+        self._standings.put(level, usage)
+        for quota, percent in reached:
+            signal = quotas.threshold(usage, limits, quota, percent)
+            suffix = f"threshold/{tenant_id}/{quota}/{percent}"
+            yield Emit("tenant-signals", signal, tenant_id, root, suffix, tenant_id)
 
     def _finished(self, finished: JobFinished, now_ms: int) -> Outcome:
         reservation = self._jobs.pop(finished.job_id, None)
@@ -205,7 +209,7 @@ class Admission(FoldLogic):
         for member in reservation.chain:
             level = self._standings.level(member, now_ms)
             if level is not None:
-                self._standings.put(level, quotas.in_round(quotas.release(level.usage), self._round))
+                self._standings.put(level, self._in_round(quotas.release(level.usage)))
         return NOTHING
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
@@ -218,9 +222,9 @@ class Admission(FoldLogic):
         levels: tuple[Level, ...] = standing.levels
         match used.resource:
             case Resource.STORAGE_BYTES:
-                usages = [quotas.record_storage(level.usage, used.quantity) for level in levels]
+                usages = [self._in_round(quotas.record_storage(level.usage, used.quantity)) for level in levels]
             case Resource.CUSTOM_DOMAINS:
-                usages = [quotas.record_domains(level.usage, used.quantity) for level in levels]
+                usages = [self._in_round(quotas.record_domains(level.usage, used.quantity)) for level in levels]
             case _:
                 levels, usages = (), []  # metered by the noisy-neighbour fold; no quota hangs on it
         self._seen.remember(record, now_ms)
@@ -256,7 +260,7 @@ class Admission(FoldLogic):
         else:
             bucket = change_policy(level.usage.bucket, level.limits.rate, limits.rate, now_ms)
             usage = quotas.with_bucket(level.usage, bucket)
-        self._standings.change(tenant_id, limits, quotas.in_round(usage, self._round))
+        self._standings.change(tenant_id, limits, self._in_round(usage))
         return Outcome({key: tenant}, tuple(self._announce(record, changed.version, limits)))
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
@@ -334,6 +338,10 @@ class Admission(FoldLogic):
             rate_tokens_used=limits.rate.burst - quotas.tokens_left(usage, limits, now_ms),
             rate_burst=limits.rate.burst,
         )
+
+    def _in_round(self, usage: Usage) -> Usage:
+        """The usage as one that the next round of usage reports tells."""
+        return quotas.in_round(usage, self._round)
 
     def _month_of(self, now_ms: int) -> tuple[int, int]:
         if not self._month[0] <= now_ms < self._month[1]:

@@ -28,15 +28,19 @@ Owner = tuple[str, TenantId]
 """A source, and the tenant that it spoke for."""
 
 
+Entry = tuple[str, int, int]
+"""An id, the place of its owner in its chunk, and when it was handled."""
+
+
 class SeenIds(Value, frozen=True, array_like=True):
     """Ids that were handled one after another, numbered from ``number`` on.
 
-    ``owners`` holds each (source, tenant) once; an entry is the id, the place of its owner, and when it was handled.
+    ``owners`` holds each (source, tenant) once.
     """
 
     number: int
     owners: tuple[Owner, ...]
-    entries: tuple[tuple[str, int, int], ...]
+    entries: tuple[Entry, ...]
 
 
 class SeenWindow:
@@ -44,18 +48,22 @@ class SeenWindow:
 
     def __init__(self, state: State) -> None:
         self._owner_of: dict[str, Owner] = {}
-        self._by_age: deque[tuple[str, int]] = deque()
+        self._by_age: deque[Entry] = deque()
         self._chunks: deque[tuple[str, int]] = deque()
         """The stored chunks: key, and the number of the id after its last."""
         self._next = 0
-        self._fresh: list[tuple[str, Owner, int]] = []
+        """The number of the first fresh id."""
+        self._fresh: list[Entry] = []
+        self._places: dict[Owner, tuple[int, Owner]] = {}
+        """Of the owners of the fresh ids, in their order; an owner is kept once, not once an id."""
+        self._changes: dict[str, Value | None] = {}
         for chunk in sorted((v for v in state.values() if isinstance(v, SeenIds)), key=lambda chunk: chunk.number):
             self._load(chunk)
 
     def _load(self, chunk: SeenIds) -> None:
-        for event_id, owner, at_ms in chunk.entries:
-            self.forget(at_ms)  # as it was then: an id that was forgotten may have come again
-            self._add(event_id, chunk.owners[owner], at_ms)
+        for entry in chunk.entries:
+            self.forget(entry[2])  # as it was then: an id that was forgotten may have come again
+            self._add(entry, chunk.owners[entry[1]])
         self._next = chunk.number + len(chunk.entries)
         self._chunks.append((_key(chunk.number), self._next))
 
@@ -83,7 +91,7 @@ class SeenWindow:
         Raises:
             RecordError: as :meth:`repeated`.
         """
-        if self.repeated(record, now_ms):
+        if record.event.id in self._owner_of and self.repeated(record, now_ms):
             return False
         self.remember(record, now_ms)
         return True
@@ -91,28 +99,29 @@ class SeenWindow:
     def remember(self, record: Record, now_ms: int) -> None:
         """Remember a record that :meth:`repeated` has just called new. Call it when nothing can refuse it any more."""
         event = record.event
-        owner = (event.source, event.tenantid)
-        self._add(event.id, owner, now_ms)
-        self._fresh.append((event.id, owner, now_ms))
-        self._next += 1
+        place, owner = self._places.get(owner := (event.source, event.tenantid)) or self._place(owner)
+        entry = (event.id, place, now_ms)
+        self._add(entry, owner)
+        self._fresh.append(entry)
+        if len(self._fresh) >= CHUNK_IDS_MAX:
+            self._close_chunk()
+
+    def _place(self, owner: Owner) -> tuple[int, Owner]:
+        place = self._places[owner] = len(self._places), owner
+        return place
 
     def forget(self, now_ms: int) -> None:
         """Forget the ids whose window has passed."""
         ages = self._by_age
         horizon_ms = now_ms - SEEN_WINDOW_MS
-        while ages and ages[0][1] <= horizon_ms:
+        while ages and ages[0][2] <= horizon_ms:
             del self._owner_of[ages.popleft()[0]]
 
     def settle(self) -> dict[str, Value | None]:
         """The changes that store what was remembered, and delete what is wholly forgotten."""
-        changes: dict[str, Value | None] = {}
-        fresh, self._fresh = self._fresh, []
-        number = self._next - len(fresh)
-        for start in range(0, len(fresh), CHUNK_IDS_MAX):
-            chunk = _chunk(number + start, fresh[start : start + CHUNK_IDS_MAX])
-            key = _key(chunk.number)
-            changes[key] = chunk
-            self._chunks.append((key, chunk.number + len(chunk.entries)))
+        if self._fresh:
+            self._close_chunk()
+        changes, self._changes = self._changes, {}
         oldest = self._next - len(self._by_age)
         while self._chunks and self._chunks[0][1] <= oldest:
             changes[self._chunks.popleft()[0]] = None
@@ -120,23 +129,26 @@ class SeenWindow:
             self._next = 0  # as a new owner would begin, to whom nothing is known
         return changes
 
+    def _close_chunk(self) -> None:
+        chunk = SeenIds(self._next, tuple(self._places), tuple(self._fresh))
+        self._next += len(self._fresh)
+        self._fresh.clear()
+        self._places.clear()
+        key = _key(chunk.number)
+        self._changes[key] = chunk
+        self._chunks.append((key, self._next))
+
     def __iter__(self) -> Iterator[str]:
         """The ids, oldest first."""
-        return (event_id for event_id, _ in self._by_age)
+        return (event_id for event_id, _, _ in self._by_age)
 
-    def _add(self, event_id: str, owner: Owner, at_ms: int) -> None:
+    def _add(self, entry: Entry, owner: Owner) -> None:
         ages = self._by_age
-        self._owner_of[event_id] = owner
-        ages.append((event_id, at_ms))
+        self._owner_of[entry[0]] = owner
+        ages.append(entry)
         if len(ages) > SEEN_MAX:
             del self._owner_of[ages.popleft()[0]]
 
 
 def _key(number: int) -> str:
     return f"{PREFIX}/{number:0{_DIGITS}}"
-
-
-def _chunk(number: int, fresh: list[tuple[str, Owner, int]]) -> SeenIds:
-    places: dict[Owner, int] = {}
-    entries = tuple((event_id, places.setdefault(owner, len(places)), at_ms) for event_id, owner, at_ms in fresh)
-    return SeenIds(number, tuple(places), entries)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from settler_streams.core.fold import Record
 from settler_streams.core.quotas import Refusal
 from settler_streams.errors import RecordError
-from settler_streams.events import FileRecords, JobDecided, JobRequested, Part, RejectReason
+from settler_streams.events import FileRecords, JobDecided, JobRequested, RejectReason
 
 
 def check_paths(request: JobRequested) -> None:
@@ -18,17 +18,29 @@ def check_paths(request: JobRequested) -> None:
             raise RecordError("outside-tenant", f"the path {path!r} leaves the tenant's directory")
 
 
-def decision_on(record: Record, request: JobRequested, refusal: RejectReason | Refusal | None, now_ms: int) -> Part:
-    """The answer to the request in ``record``: admitted when there is no refusal, else why, and what would help."""
-    detail = refusal if isinstance(refusal, Refusal) else None
+def admission_of(record: Record, request: JobRequested, now_ms: int) -> JobDecided:
+    """The answer to the request in ``record``: admitted."""
     return JobDecided(
         job_id=record.event.id,
-        admitted=refusal is None,
+        admitted=True,
         kind=request.kind,
         priority=request.priority,
         requested_at_ms=now_ms,
         decided_at_ms=now_ms,
-        reason=detail.reason if detail else refusal if isinstance(refusal, RejectReason) else None,
+    )
+
+
+def refusal_of(record: Record, request: JobRequested, refusal: RejectReason | Refusal, now_ms: int) -> JobDecided:
+    """The answer to the request in ``record``: refused, why, and what would help."""
+    reason, detail = (refusal.reason, refusal) if isinstance(refusal, Refusal) else (refusal, None)
+    return JobDecided(
+        job_id=record.event.id,
+        admitted=False,
+        kind=request.kind,
+        priority=request.priority,
+        requested_at_ms=now_ms,
+        decided_at_ms=now_ms,
+        reason=reason,
         quota=detail.quota if detail else None,
         current=detail.current if detail else None,
         limit=detail.limit if detail else None,

@@ -83,11 +83,13 @@ class Reservation(Value, frozen=True, array_like=True):
 class Limits:
     """A tenant's effective limits: its overrides over its tier's defaults.
 
-    ``concurrent`` and ``monthly`` are two of ``by_quota``, at hand for every decision; ``calm_below`` says up to where
-    running and monthly jobs reach no threshold.
+    ``capacity`` and ``refill_per_ms`` are those of ``rate``; ``concurrent`` and ``monthly`` are two of ``by_quota``:
+    all at hand for every decision. ``calm_below`` says up to where running and monthly jobs reach no threshold.
     """
 
     rate: RatePolicy
+    capacity: int
+    refill_per_ms: int
     by_quota: dict[QuotaType, int]
     weight: int
     enterprise: bool
@@ -104,8 +106,11 @@ class Limits:
         rate = by_quota[QuotaType.RATE_LIMIT]
         burst = tenant.burst or min(tier.burst, max(1, rate))
         concurrent, monthly = by_quota[QuotaType.CONCURRENT_JOBS], by_quota[QuotaType.MONTHLY_RECONCILIATIONS]
+        policy = RatePolicy(rate_per_minute=rate, burst=burst)
         return cls(
-            RatePolicy(rate_per_minute=rate, burst=burst),
+            policy,
+            policy.capacity(),
+            policy.refill_per_ms(),
             by_quota,
             tier.weight,
             tier.enterprise,
@@ -162,7 +167,7 @@ def admit(
         if (refusal := _hard_limits(levels, rolled, month, now_ms)) is not None:
             return (), refusal
         for place, level in enumerate(levels):
-            bucket = take_one(buckets[place], level.limits.rate, now_ms)
+            bucket = take_one(buckets[place], level.limits.capacity, level.limits.refill_per_ms, now_ms)
             if bucket is None:
                 return (), _rate_refusal(levels, rolled, now_ms)
             buckets[place] = bucket
@@ -180,7 +185,7 @@ def _admit_alone(
         return (_charged(usage, usage.bucket, reports),), None
     if usage.running >= limits.concurrent or usage.month_jobs >= limits.monthly:
         return (), _hard_limits((level,), (usage,), month, now_ms)
-    bucket = take_one(usage.bucket, limits.rate, now_ms)
+    bucket = take_one(usage.bucket, limits.capacity, limits.refill_per_ms, now_ms)
     if bucket is None:
         return (), _rate_refusal((level,), (usage,), now_ms)
     return (_charged(usage, bucket, reports),), None

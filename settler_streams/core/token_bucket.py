@@ -47,6 +47,10 @@ class RatePolicy(msgspec.Struct, frozen=True, array_like=True):
         if self.burst < 1 or not 0 <= self.surplus_per_mille <= 1_000:
             raise ConfigurationError(f"burst must be at least 1 and the surplus within 0..1000, not {self}")
 
+    def capacity(self) -> int:
+        """Units that may be saved up."""
+        return self.burst * UNITS_PER_TOKEN
+
     def refill_per_ms(self) -> int:
         """Units that flow in per millisecond."""
         floor = self.floor_per_minute
@@ -108,16 +112,18 @@ def take(bucket: Bucket, policy: RatePolicy, cost: int, now_ms: int) -> tuple[Bu
     return bucket, Verdict(False, level // UNITS_PER_TOKEN, retry_after_ms, 0)
 
 
-def take_one(bucket: Bucket, policy: RatePolicy, now_ms: int) -> Bucket | None:
-    """As :func:`take` for one token, for the path on which every request goes: the bucket after it, or None."""
+def take_one(bucket: Bucket, capacity: int, refill_per_ms: int, now_ms: int) -> Bucket | None:
+    """As :func:`take` for one token, for the path on which every request goes: the bucket after it, or None.
+
+    ``capacity`` and ``refill_per_ms`` are the policy's, in units.
+    """
     level, updated_ms = bucket.level, bucket.updated_ms
     if now_ms > updated_ms:
-        floor = policy.floor_per_minute
-        level += (now_ms - updated_ms) * (floor * 1_000 + (policy.rate_per_minute - floor) * policy.surplus_per_mille)
+        level += (now_ms - updated_ms) * refill_per_ms
         updated_ms = now_ms
-    capacity = policy.burst * UNITS_PER_TOKEN
-    left = (min(level, capacity)) - UNITS_PER_TOKEN
-    return Bucket(left, updated_ms) if left >= 0 else None
+    if level > capacity:
+        level = capacity
+    return Bucket(level - UNITS_PER_TOKEN, updated_ms) if level >= UNITS_PER_TOKEN else None
 
 
 def take_all(

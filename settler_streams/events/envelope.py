@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Annotated, Generic, Literal, TypeVar, Union, cast
 
 import msgspec
@@ -28,7 +26,9 @@ CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 
 D_co = TypeVar("D_co", bound=Part, covariant=True)
 
-_is_uuid = re.compile(str(plain_pattern(Uuid))).match
+_UUID = str(plain_pattern(Uuid))
+_is_uuid = re.compile(_UUID).match
+_BACKSLASH = 0x5C
 SOURCE_LENGTH_MAX = 200
 SUBJECT_LENGTH_MAX = 200
 _Source = Annotated[str, msgspec.Meta(min_length=1, max_length=SOURCE_LENGTH_MAX)]
@@ -100,25 +100,37 @@ REMEMBERED_LENGTH_MAX = 128
 """Longer texts are looked at each time: what anyone may write must not fill the memory with texts of a megabyte."""
 
 
-def _remembering(match: Callable[[str], object], texts_max: int) -> Callable[[str], bool]:
-    """``match`` for texts that come again and again, such as tenants and kinds of jobs."""
+class _Pattern:
+    """A pattern, and texts that are known to match it: tenants and kinds of jobs come again and again.
 
-    @lru_cache(maxsize=texts_max)
-    def known(text: str) -> bool:
-        return match(text) is not None
+    Whoever is in a hurry looks into ``known`` first.
+    """
 
-    return lambda text: known(text) if len(text) <= REMEMBERED_LENGTH_MAX else match(text) is not None
+    def __init__(self, pattern: str, known_max: int) -> None:
+        self._match = re.compile(pattern).match
+        self._known_max = known_max
+        self.known: set[str] = set()
+
+    def fits(self, text: str) -> bool:
+        """Whether ``text`` matches."""
+        if self._match(text) is None:
+            return False
+        if len(text) <= REMEMBERED_LENGTH_MAX and self._known_max:
+            if len(self.known) >= self._known_max:
+                self.known.clear()
+            self.known.add(text)
+        return True
 
 
-_is_known_uuid = _remembering(_is_uuid, 65_536)
+_TENANT = _Pattern(_UUID, 65_536)
 
 
-def _fits(pattern: str) -> Callable[[str], object]:
-    return _is_uuid if pattern == plain_pattern(Uuid) else _remembering(re.compile(pattern).match, 1024)
+def _late_pattern(pattern: str) -> _Pattern:
+    return _Pattern(pattern, 0 if pattern == _UUID else 1024)  # ids of users and jobs do not come again
 
 
-_LATE: dict[type[Part], tuple[tuple[str, Callable[[str], object]], ...]] = {
-    body: tuple((name, _fits(pattern)) for name, pattern in body.late) for body in REGISTRY.values()
+_LATE: dict[type[Part], tuple[tuple[str, _Pattern], ...]] = {
+    body: tuple((name, _late_pattern(pattern)) for name, pattern in body.late) for body in REGISTRY.values()
 }
 """What the decoder itself does not check: it would call each pattern through Python, at a third of the whole time."""
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -148,7 +160,7 @@ def decode(value: bytes | None) -> Envelope[Part]:
     """
     if not value:
         raise RecordError("empty", "the record has no value")
-    if b"\\" in value and b"u0000" in value and _has_nul(value):
+    if _BACKSLASH in value and b"u0000" in value and _has_nul(value):
         raise RecordError("nul-character", "a string contains U+0000, which PostgreSQL cannot store")
     try:
         event = _DECODER.decode(value)
@@ -158,7 +170,7 @@ def decode(value: bytes | None) -> Envelope[Part]:
         raise RecordError("not-json", str(error)) from error
     if not _is_uuid(event.id):
         raise RecordError("schema", f"{event.id[:100]!r} is no UUID in canonical form - at `$.id`")
-    if not _is_known_uuid(event.tenantid):
+    if event.tenantid not in _TENANT.known and not _TENANT.fits(event.tenantid):
         raise RecordError("schema", f"{event.tenantid[:100]!r} is no UUID in canonical form - at `$.tenantid`")
     if (misfit := misfit_of(event.data)) is not None:
         raise RecordError("schema", f"{misfit} - at `$.data`")
@@ -167,9 +179,9 @@ def decode(value: bytes | None) -> Envelope[Part]:
 
 def misfit_of(body: Part) -> str | None:
     """What is wrong with the patterns of a body that was decoded without an envelope: the decoder leaves them out."""
-    for name, fits in _LATE[type(body)]:
+    for name, pattern in _LATE[type(body)]:
         text = getattr(body, name)
-        if text is not None and not fits(text):
+        if text is not None and text not in pattern.known and not pattern.fits(text):
             return f"{name}: {text[:100]!r} does not match the pattern"
     return None
 
@@ -179,7 +191,7 @@ def _has_nul(value: bytes) -> bool:
     at = value.find(b"\\u0000")
     while at >= 0:
         before = at
-        while before > 0 and value[before - 1] == 0x5C:
+        while before > 0 and value[before - 1] == _BACKSLASH:
             before -= 1
         if (at - before) % 2 == 0:
             return True

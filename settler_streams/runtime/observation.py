@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 from settler_streams.adapters.telemetry.metrics import METRICS
-from settler_streams.events import Part
-from settler_streams.ids import TenantId
+from settler_streams.core.fold import Emit
 
 
 class Observation:
@@ -16,16 +15,14 @@ class Observation:
         self._role = role
         self._partition = str(partition)
         self._began_s = time.perf_counter()
-        self._published: list[tuple[Part, TenantId]] = []
+        self._published: list[Emit] = []
         self._dead_letters: list[str] = []
         self.outputs = 0
         """How many events the step publishes."""
 
-    def published(self, data: Part, tenant: TenantId) -> None:
-        """An event is part of the step."""
-        self.outputs += 1
-        if type(data) in METRICS.wanted:
-            self._published.append((data, tenant))
+    def published(self, emit: Emit) -> None:
+        """An event of a type that METRICS wants is part of the step."""
+        self._published.append(emit)
 
     def dead_letter(self, reason: str) -> None:
         """A record was refused."""
@@ -34,7 +31,7 @@ class Observation:
     def committed(self, records: int, now_ms: int | None = None) -> None:
         """Count it all. ``now_ms`` is the fold's clock, where it has one."""
         METRICS.step_committed(self._role, records, time.perf_counter() - self._began_s)
-        METRICS.observe_all(self._published)
+        METRICS.observe_all((emit.data, emit.tenant) for emit in self._published)
         for reason in self._dead_letters:
             METRICS.dead_letters.labels(self._role, reason).inc()
         if now_ms is not None:

@@ -108,8 +108,6 @@ class Session:
         self.state = Overlay()
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
-        self.routes: dict[tuple[str, type], str] = {}
-        """Full topic names, by declared name and type of event, of what the role has published and may publish."""
         self.now_ms = 0
         self.taken = False
         self.lost = False

@@ -19,11 +19,12 @@ class StateCodec:
     def __init__(self, kinds: Mapping[str, type[Value]]) -> None:
         self._kinds = kinds
         self._decoders = {prefix: msgspec.msgpack.Decoder(kind) for prefix, kind in kinds.items()}
+        self._formats = {kind: bytes((kind.FORMAT,)) for kind in kinds.values()}
         self._present = {prefix: (kind.FORMAT, self._decoders[prefix].decode) for prefix, kind in kinds.items()}
 
     def encode(self, value: Value) -> bytes:
         """The changelog record's value."""
-        return bytes((value.FORMAT,)) + _PACK.encode(value)
+        return self._formats[type(value)] + _PACK.encode(value)
 
     def decode(self, key: str, stored: bytes) -> Value:
         """Read a changelog record's value.

@@ -24,13 +24,14 @@ from aiokafka.structs import TopicPartition
 from settler_streams import __version__
 from settler_streams.adapters.kafka import dead_letter_form as deadletters
 from settler_streams.adapters.kafka.fencing import fenced
+from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, Outcome, Record
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, derived_id
 from settler_streams.runtime.intake import TRACEPARENT, Raw, traceparent_of
 from settler_streams.runtime.observation import Observation
-from settler_streams.runtime.outputs import Outputs
+from settler_streams.runtime.outputs import Headers, Lane, Outputs
 
 if TYPE_CHECKING:
     from settler_streams.runtime.session import Session
@@ -43,7 +44,8 @@ STEP_DEADLINE_S = 30.0
 Records = Mapping[TopicPartition, Sequence[Raw]]
 
 _CONTENT_TYPE = ("content-type", CONTENT_TYPE.encode())
-_PLAIN = [_CONTENT_TYPE]
+_PLAIN: Headers = [_CONTENT_TYPE]
+_NO_HEADERS: Headers = []
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -59,7 +61,8 @@ class Step:
         self._record: Record | None = None
         self._observation = Observation(session.id.role, session.id.partition)
         self.now_ms = session.now_ms
-        self._routes, self._partition_for = session.routes, session.spec.router.partition_for
+        self._targets: dict[tuple[type[Part], str, str, int | None], tuple[Lane, bytes, bool]] = {}
+        """Where events go, by type, topic, key and partition: found once a step, as many of a batch go the same way."""
         self._source = f"/{session.id.deployment}/{session.id.role}"
         self._time_ms, self._time = -1, _EPOCH
         """When the last events were made: many of a batch share their millisecond."""
@@ -127,7 +130,7 @@ class Step:
         """Put a record of a wrong partition into its own. One of the folds that read the topic does it."""
         if self._spec.topology.forwarder(topic) == self._session.id.role:
             self._session.intake.check_size(topic, raw)
-            self._outputs.add(raw.topic, home, raw.key, raw.value, list(raw.headers))
+            self._outputs.lane(raw.topic, home).add(raw.key, raw.value, list(raw.headers))
 
     def decide(self, logic: FoldLogic, record: Record) -> Outcome:
         """Ask the core; a record that it cannot decide becomes a dead letter and changes nothing."""
@@ -147,23 +150,26 @@ class Step:
         record = self._record
         assert record is not None  # noqa: S101 - publishing belongs to the record being decided
         for emit in outcome.emits:
-            data, topic, key = emit.data, emit.topic, emit.key
-            full_topic = self._routes.get((topic, type(data))) or self._route(topic, data)
+            data = emit.data
+            way = (type(data), emit.topic, emit.key, emit.partition)
+            lane, key, observed = self._targets.get(way) or self._target(way)
             trace = emit.traceparent or record.traceparent
             headers = _PLAIN if trace is None else [_CONTENT_TYPE, (TRACEPARENT, trace)]
             event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
-            partition = emit.partition
-            if partition is None:
-                partition = self._partition_for(topic, key)
-            value = self._encode(data, event_id, emit.tenant, emit.subject)
-            self._outputs.add(full_topic, partition, key.encode(), value, headers)
-            self._observation.published(data, emit.tenant)
+            lane.add(key, self._encode(data, event_id, emit.tenant, emit.subject), headers)
+            if observed:
+                self._observation.published(emit)
+        self._observation.outputs += len(outcome.emits)
 
-    def _route(self, topic: str, data: Part) -> str:
-        """The full name of a topic that this role may write such an event to; found once, and then at hand."""
-        self._spec.router.check_output(self._session.id.role, topic, data.event_type)
-        full = self._routes[topic, type(data)] = self._spec.topic(topic)
-        return full
+    def _target(self, way: tuple[type[Part], str, str, int | None]) -> tuple[Lane, bytes, bool]:
+        """The lane and key of events that go this way, and whether they are counted by type; see ``_targets``."""
+        body, topic, key, partition = way
+        self._spec.router.check_output(self._session.id.role, topic, body.event_type)
+        if partition is None:
+            partition = self._spec.router.partition_for(topic, key)
+        lane = self._outputs.lane(self._spec.topic(topic), partition)
+        target = self._targets[way] = lane, key.encode(), body in METRICS.wanted
+        return target
 
     def _encode(self, data: Part, event_id: str, tenant: TenantId, subject: str | None) -> bytes:
         now_ms = self.now_ms
@@ -174,7 +180,8 @@ class Step:
     def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         partition = raw.partition % self._spec.topology.partitions("dead-letters")
         letter = deadletters.letter(raw, self._session.id.role, error, self.now_ms)
-        self._outputs.add(self._spec.topic("dead-letters"), partition, letter.key, letter.value, letter.headers)
+        lane = self._outputs.lane(self._spec.topic("dead-letters"), partition)
+        lane.add(letter.key, letter.value, letter.headers)
         self._observation.dead_letter(error.reason)
         where = f"{raw.topic}-{raw.partition}@{raw.offset}"
         log.warning("dead letter", record=where, reason=error.reason, detail=error.detail[:300])
@@ -212,10 +219,10 @@ class Step:
 
     def _add_changelog(self) -> None:
         session = self._session
-        changelog = self._spec.topic(self._spec.declared.changelog)
+        add = self._outputs.lane(self._spec.topic(self._spec.declared.changelog), session.id.partition).add
+        encode = session.codec.encode
         for key, value in session.state.changes.items():
-            stored = None if value is None else session.codec.encode(value)
-            self._outputs.add(changelog, session.id.partition, key.encode(), stored, [])
+            add(key.encode(), None if value is None else encode(value), _NO_HEADERS)
 
     def _add_journal(self) -> None:
         fold = self._session.id
@@ -233,8 +240,8 @@ class Step:
         )
         event_id = derived_id(PLATFORM, f"{fold.transactional_id}/{runs[0].topic}/{runs[0].first}")
         value = self._encode(body, event_id, PLATFORM, None)
-        journal = self._spec.topic(self._spec.declared.journal)
-        self._outputs.add(journal, fold.partition, fold.role.encode(), value, [_CONTENT_TYPE])
+        journal = self._outputs.lane(self._spec.topic(self._spec.declared.journal), fold.partition)
+        journal.add(fold.role.encode(), value, _PLAIN)
 
     async def _abort(self, error: BaseException) -> None:
         session = self._session

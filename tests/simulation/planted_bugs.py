@@ -18,7 +18,7 @@ from settler_streams.core.leases import Roster
 from settler_streams.errors import UnavailableError
 from settler_streams.ids import PLATFORM
 from settler_streams.runtime.batch import Batch
-from settler_streams.runtime.outputs import Outputs
+from settler_streams.runtime.outputs import Lane, Outputs
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.runner import FoldRunner
 from settler_streams.runtime.session import Session
@@ -150,20 +150,20 @@ def _every(number: int) -> Callable[[], bool]:
 
 @mutant
 def an_output_dropped(patch: Patch) -> None:
-    add, now = Outputs.add, _every(50)
-    patch.setattr(Outputs, "add", lambda self, *record: None if now() else add(self, *record))
+    add, now = Lane.add, _every(50)
+    patch.setattr(Lane, "add", lambda self, *record: None if now() else add(self, *record))
 
 
 @mutant
 def an_output_doubled(patch: Patch) -> None:
-    add, now = Outputs.add, _every(50)
+    add, now = Lane.add, _every(50)
 
-    def doubling(self: Outputs, *record: Any) -> None:
+    def doubling(self: Lane, *record: Any) -> None:
         add(self, *record)
         if now():
             add(self, *record)
 
-    patch.setattr(Outputs, "add", doubling)
+    patch.setattr(Lane, "add", doubling)
 
 
 @mutant

@@ -40,12 +40,37 @@ class State(enum.Enum):
     FATAL = "fatal error"
 
 
+class Builder:
+    """What lies under a batch: it takes records of bytes, up to the producer's batch size."""
+
+    def __init__(self, messages: list[Message], bytes_max: int) -> None:
+        self._messages = messages
+        self.bytes_left = bytes_max
+
+    def append(
+        self,
+        _offset: int,
+        _timestamp: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Iterable[tuple[str, bytes]],
+    ) -> object | None:
+        """Take a record; None if it does not fit any more."""
+        size = len(key or b"") + len(value or b"") + RECORD_OVERHEAD_BYTES
+        if size > self.bytes_left:
+            return None
+        self.bytes_left -= size
+        self._messages.append((key, value, tuple(headers)))
+        return self._messages
+
+
 class Batch:
-    """Records of one partition, up to the producer's batch size."""
+    """Records of one partition. As with aiokafka's, ``_relative_offset`` is how many there are."""
 
     def __init__(self, bytes_max: int) -> None:
         self.messages: list[Message] = []
-        self._bytes_left = bytes_max
+        self._builder = Builder(self.messages, bytes_max)
+        self._relative_offset = 0
 
     def append(
         self,
@@ -56,16 +81,13 @@ class Batch:
         headers: Iterable[tuple[str, bytes]] = (),
     ) -> object | None:
         """Take a record; None if it does not fit any more."""
-        size = len(key or b"") + len(value or b"") + RECORD_OVERHEAD_BYTES
-        if size > self._bytes_left:
-            return None
-        self._bytes_left -= size
-        self.messages.append((key, value, tuple(headers)))
-        return self.messages
+        taken = self._builder.append(self._relative_offset, timestamp, key, value, headers)
+        self._relative_offset += taken is not None
+        return taken
 
     def close(self) -> None:
         """Nothing is appended after this."""
-        self._bytes_left = 0
+        self._builder.bytes_left = 0
 
 
 class Stored(NamedTuple):

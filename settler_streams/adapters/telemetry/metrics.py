@@ -7,7 +7,7 @@ other label takes its values from the code or the topology.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -119,7 +119,7 @@ class Metrics:
         self.wanted = frozenset(self._observers)
         """The types of events that any metric counts."""
 
-    def observe_all(self, events: Sequence[tuple[Part, TenantId]]) -> None:
+    def observe_all(self, events: Iterable[tuple[Part, TenantId]]) -> None:
         """As :meth:`observe` for each; decisions, of which a step has thousands, are counted first and added once."""
         outcomes: dict[RejectReason | None, int] = {}
         for event, tenant in events:

@@ -89,6 +89,7 @@ PLACES = [
     Place("intake: route, checks", step.Step, "decode"),
     Place("decode", Intake, "event_of"),
     Place("decide", Admission, "decide"),
+    Place("decide: settle", Admission, "settle"),
     Place("overlay: apply", Overlay, "apply"),
     Place("overlay: merge", Overlay, "merge"),
     Place("publish: route, headers", step.Step, "publish"),
@@ -98,7 +99,7 @@ PLACES = [
     Place("metrics", Observation, "committed"),
     Place("changelog: encode", step.Step, "_add_changelog"),
     Place("journal", step.Step, "_add_journal"),
-    Place("produce: build batches", outputs.Outputs, "add"),
+    Place("produce: build batches", outputs.Lane, "add"),
     Place("produce: write out, checksum", Sink, "written"),
 ]
 
