@@ -60,15 +60,7 @@ class Role(_Model):
 
     role: Slug
     inputs: tuple[Slug, ...]
-    gather_ms: Annotated[int, Field(alias="gather", ge=0, le=1_000)] = 0
-
-    @field_validator("gather_ms", mode="before")
-    @classmethod
-    def _duration(cls, value: object) -> int:
-        match = re.fullmatch(r"(\d+)ms", str(value))
-        if match is None:
-            raise ValueError("a duration such as 100ms")
-        return int(match[1])
+    gather_ms: Annotated[int, Field(ge=0, le=1_000)] = 0
 
 
 class Fold(Role):
