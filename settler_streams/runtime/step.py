@@ -1,12 +1,14 @@
 """The step: one batch of one fold, folded and published in one Kafka transaction.
 
-    1. begin                        4. write outputs, changelog, journal and dead letters; add the input offsets
-    2. decode the batch             5. await every answer
-    3. fold it into an overlay      6. commit
-                                    7. merge the overlay
+    1. begin                        4. write outputs, changelog, journal and dead letters
+    2. decode the batch             5. await every send
+    3. fold it into an overlay      6. add the input offsets
+                                    7. commit
+                                    8. merge the overlay
 
-Step 5 is what makes step 6 honest: aiokafka commits a transaction whose produces have failed, so every send is awaited
-before. Any failure aborts, and the session is lost with it.
+Step 5 is what makes step 7 honest: aiokafka commits a transaction whose produces have failed, so every send is awaited
+before the offsets are added. Any failure aborts, and the session is lost with it. Sends and offsets are not under way
+together: the broker would look at both at once and refuse one of them for the moment, and nothing is gained in the end.
 """
 
 from __future__ import annotations
@@ -198,24 +200,13 @@ class Step:
         session.state.apply({CLOCK_KEY: FoldClock(self.now_ms, session.named(positions), session.topic_ids)})
         self._add_changelog()
         self._add_journal()
-        await self._bounded(self._send(positions))
+        await self._bounded(self._outputs.send_all())
+        await self._bounded(session.add_offsets(positions))
         await self._bounded(session.commit())
         session.positions = positions
         session.state.merge()
         session.now_ms = self.now_ms
         self._observation.committed(sum(len(raws) for raws in self._records.values()), self.now_ms)
-
-    async def _send(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Send the outputs, and meanwhile the offsets: the broker's answers to the two need not wait for each other."""
-        answers = await asyncio.gather(
-            self._outputs.send_all(), self._session.add_offsets(positions), return_exceptions=True
-        )
-        # That another owner exists explains the other refusal.
-        errors = sorted((answer for answer in answers if answer is not None), key=fenced)
-        for error in errors[:-1]:
-            log.warning("refused as well", fold=self._session.id.transactional_id, error=repr(error))
-        if errors:
-            raise errors[-1]
 
     def _add_changelog(self) -> None:
         session = self._session

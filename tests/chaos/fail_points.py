@@ -17,19 +17,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-STEP_POINTS = (
-    "begun",
-    "folded",
-    "queued",
-    "awaited",
-    "offsets-added",
-    "answered",
-    "commit-sent",
-    "committed",
-    "merged",
-)
-"""Of a fold's step, in order, but that ``awaited`` (the sends) and ``offsets-added`` do not wait for each other, and
-``answered`` for both. ``commit-sent`` is inside the commit, ``committed`` lies before the merge."""
+STEP_POINTS = ("begun", "folded", "queued", "awaited", "offsets-added", "commit-sent", "committed", "merged")
+"""Of a fold's step, in order; ``commit-sent`` is inside the commit, ``committed`` lies before the merge."""
 STOP_POINTS = ("folded", "awaited", "offsets-added")
 """Of a step at which a process also stops, to wake up as a zombie with an open transaction."""
 OPEN_POINTS = ("fenced", "loaded")
@@ -187,7 +176,6 @@ def _wrap_step(trigger: Trigger) -> None:
 
     around(Step, "__aenter__", _after(trigger, "begun", of_step))
     around(Step, "_commit", commit)
-    around(Step, "_send", _after(trigger, "answered", of_step))
     around(Outputs, "send_all", send_all)
     added = _after(trigger, "offsets-added", lambda producer, *_: role_of_producer(producer))
     around(aiokafka.AIOKafkaProducer, "send_offsets_to_transaction", added)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 import pytest_asyncio
@@ -167,24 +167,24 @@ async def test_an_output_that_the_broker_refuses_commits_nothing(log: KafkaLog, 
     assert await log.committed_offsets("counter", "usage-events", partition) is None
 
 
-async def test_nothing_is_committed_before_every_send_was_answered(log: KafkaLog, opened: Open, partition: int) -> None:
+async def test_offsets_are_added_only_when_every_send_was_answered(log: KafkaLog, opened: Open, partition: int) -> None:
     await log.append("usage-events", partition, [usage(tenant_in(partition))])
     session = await opened()
     records = await arrived(log, session)
     answered: list[bool] = []
     sends: list[asyncio.Future[object]] = []
-    send_batch, commit = session.producer.send_batch, session.commit
+    send_batch, add_offsets = session.producer.send_batch, session.add_offsets
 
     async def recorded(*args: object, **kwargs: object) -> asyncio.Future[object]:
         sends.append(await send_batch(*args, **kwargs))
         return sends[-1]
 
-    async def checked() -> None:
+    async def checked(positions: Mapping[TopicPartition, int]) -> None:
         answered.extend(send.done() for send in sends)
-        await commit()
+        await add_offsets(positions)
 
     session.producer.send_batch = recorded
-    session.commit = checked  # type: ignore[method-assign]
+    session.add_offsets = checked  # type: ignore[method-assign]
     await fold(session, records)
 
     assert answered == [True, True, True]  # outputs, changelog, journal
