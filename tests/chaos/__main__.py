@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import secrets
 import shutil
 import signal
@@ -98,7 +99,7 @@ async def _round(stack: ProxiedStack, report: Report, console: Console, began_s:
         finally:
             _note(field, report)
     if report.problems:
-        console.print(f"logs of the processes: {field.folder}", highlight=False)
+        console.print(f"logs of the processes, and what was recorded: {field.folder}", highlight=False)
     else:
         shutil.rmtree(field.folder)
 
@@ -133,7 +134,9 @@ async def _play(field: Field, report: Report, console: Console, began_s: float) 
     report.figures = findings.figures
     report.problems += findings.problems
     done("check")
-    if not findings.problems:
+    if findings.problems:  # the topics end with the stack
+        (field.folder / "recording.pickle").write_bytes(pickle.dumps(recording))
+    else:
         times = MUTANT_TIMES[report.name]
         for mutant, caught in mutants.try_all(recording, field.load.ledger, field.http.told, field.seed, times).items():
             report.mutant(mutant, caught)
