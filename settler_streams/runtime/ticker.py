@@ -16,6 +16,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.errors import UnavailableError
 from settler_streams.events import ClockTick, encode, envelope
 from settler_streams.ids import PLATFORM, uuid7
 
@@ -37,10 +38,17 @@ class Ticker:
         self._sequence = 0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled.
+
+        Raises:
+            UnavailableError: Kafka did not answer at the start.
+        """
         producer = self._cluster.producer(client_id=f"{self._role}-ticker", linger_ms=0, acks="all")
-        await producer.start()
         try:
+            try:
+                await producer.start()
+            except KafkaError as error:
+                raise UnavailableError(f"the ticker of {self._role} could not start: {error!r}") from error
             while True:
                 if folds := list(self._open_folds()):
                     await self._round(producer, folds)
