@@ -8,9 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-GIVEN = re.compile(r"(FencedError|UnavailableError|KafkaConnectionError)\(|StateError\(.*stored format")
-"""Another owner took over; a service did not answer, as we say it or as Kafka's client does within Faust; the state was
-written by a later version, after an upgrade."""
+GIVEN = re.compile(r"(FencedError|UnavailableError)\(|StateError\(.*stored format")
+"""Another owner took over; a service did not answer; the state was written by a later version, after an upgrade."""
 
 
 class _Line(msgspec.Struct):
