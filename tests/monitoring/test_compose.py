@@ -26,7 +26,7 @@ def test_everything_is_there() -> None:
         "kafka", "postgres", "valkey", "migrate", "worker", "executor", "gateway", "prometheus", "grafana",
         "otel-collector",
     }  # fmt: skip
-    assert SERVICES["kafka"]["image"] == "apache/kafka:4.3.1"
+    assert SERVICES["kafka"]["image"] == "apache/kafka:4.2.2"
     assert SERVICES["postgres"]["image"] == "postgres:18"
 
 

@@ -18,7 +18,7 @@ from tests.services.interface import Service, Services
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KAFKA_IMAGE = "apache/kafka:4.3.1"
+KAFKA_IMAGE = "apache/kafka:4.2.2"
 POSTGRES_IMAGE = "postgres:18"
 VALKEY_IMAGE = "valkey/valkey:9"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, NodeNotReadyError
 
 from settler_streams.errors import ConfigurationError, UnavailableError
@@ -57,11 +58,15 @@ class Cluster:
 
     def producer(self, **options: Any) -> aiokafka.AIOKafkaProducer:
         """A producer, not started."""
-        return aiokafka.AIOKafkaProducer(bootstrap_servers=self.servers, **self.access, **options)
+        producer = aiokafka.AIOKafkaProducer(bootstrap_servers=self.servers, **self.access, **options)
+        _await_a_name(producer.client)
+        return producer
 
     def consumer(self, *topics: str, **options: Any) -> aiokafka.AIOKafkaConsumer:
         """A consumer, not started."""
-        return aiokafka.AIOKafkaConsumer(*topics, bootstrap_servers=self.servers, **self.access, **options)
+        consumer = aiokafka.AIOKafkaConsumer(*topics, bootstrap_servers=self.servers, **self.access, **options)
+        _await_a_name(consumer._client)  # noqa: SLF001 - a producer shows its client, a consumer does not
+        return consumer
 
     @asynccontextmanager
     async def admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
@@ -100,6 +105,22 @@ class Cluster:
             else:
                 return client
             await asyncio.sleep(NAMED_RETRY_S)
+
+
+def _await_a_name(client: AIOKafkaClient) -> None:
+    """Let ``client`` look again for a coordinator in a cluster that names no broker; see :meth:`Cluster._named`.
+
+    aiokafka asserts there that it knows one. What it gets instead is an error after which it renews its metadata and
+    repeats the look, within the deadlines of whoever waits for it.
+    """
+    look_up = client.coordinator_lookup
+
+    async def patient(kind: int, name: str) -> int:
+        if not client.cluster.brokers():
+            raise NodeNotReadyError("the cluster names no broker at present")
+        return int(await look_up(kind, name))
+
+    client.coordinator_lookup = patient
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

@@ -43,9 +43,8 @@ transaction.state.log.num.partitions=8
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
-# A node that stands still for longer is fenced by its own controller: what the transaction coordinator appends then
-# counts as failed, though it is in the log. After a crash the node waits as long for its former registration to lapse.
-broker.session.timeout.ms=9000
+# After a crash the node waits until its former registration has lapsed; the default is nine seconds.
+broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 # The cleaner allocates this at its start: 16 MiB hold 700,000 keys a pass; the default is a sixth of the heap.
 log.cleaner.dedupe.buffer.size=16777216

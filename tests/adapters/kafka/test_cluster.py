@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import CoordinationType
 from aiokafka.errors import NodeNotReadyError
 
 from settler_streams.adapters.kafka import cluster
@@ -52,3 +53,15 @@ async def test_it_does_not_wait_for_ever(unnamed, monkeypatch, services, kafka):
         async with Cluster.of(services.settings).admin():
             pass
     assert unnamed.closed >= 10_000 - unnamed.left > 1
+
+
+async def test_who_looks_for_a_coordinator_that_no_broker_can_name_is_told_to_look_again(services, kafka):
+    cluster = Cluster.of(services.settings)
+    producer, consumer = cluster.producer(transactional_id="nobody"), cluster.consumer()
+    for client in (producer.client, consumer._client):
+        with pytest.raises(NodeNotReadyError, match="names no broker") as refused:
+            await client.coordinator_lookup(CoordinationType.TRANSACTION, "nobody")
+        assert refused.value.retriable, "aiokafka repeats what is retriable"
+    await producer.start()
+    await producer.stop()
+    await consumer.stop()
