@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
+from settler_streams.cli.retention import retention, sweep
 from settler_streams.cli.target import settings_of
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import TenantTier
@@ -108,6 +109,10 @@ def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) ->
         print_json({"key": issued.key})
     else:
         click.echo(issued.key)
+
+
+tenants.add_command(retention)
+tenants.add_command(sweep)
 
 
 def _with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]]) -> T:

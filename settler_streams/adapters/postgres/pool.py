@@ -40,7 +40,8 @@ class TenantConnectionPool:
     """A bounded pool of connections of the application role.
 
     ``tenant()`` is the door for everything that belongs to a tenant. ``platform()`` is for what belongs to nobody
-    (stream positions) or to the platform itself (global flags), under the nil UUID. ``relay()`` is for the outbox.
+    (stream positions) or to the platform itself (global flags), under the nil UUID. ``relay()`` is for the outbox,
+    ``janitor()`` for what is past a tenant's retention.
     A connection comes back without a context or is closed.
     """
 
@@ -112,6 +113,13 @@ class TenantConnectionPool:
         """One transaction as the outbox relay: every tenant's outbox rows, and nothing else in the database."""
         async with self.tenant(PLATFORM) as transaction:
             await transaction.execute(queries.BECOME_RELAY)
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def janitor(self, tenant_id: TenantId) -> AsyncIterator[Transaction]:
+        """One transaction in the tenant's context that may delete what is past the tenant's retention, and no more."""
+        async with self.tenant(tenant_id) as transaction:
+            await transaction.execute(queries.BECOME_JANITOR)
             yield transaction
 
     @contextlib.asynccontextmanager
