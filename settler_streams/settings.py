@@ -97,7 +97,9 @@ class Settings(BaseModel):
     )
 
     # Multi-tenancy
-    enable_schema_per_tenant: bool = _env("ENABLE_SCHEMA_PER_TENANT", False, "one PostgreSQL schema per tenant")
+    enable_schema_per_tenant: bool = _env(
+        "ENABLE_SCHEMA_PER_TENANT", False, "a new tenant gets a PostgreSQL schema of its own"
+    )
 
     # Processes
     gateway_host: str = _env("SETTLER_GATEWAY_HOST", "127.0.0.1", "address the gateway listens on", min_length=1)

@@ -18,31 +18,30 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_retention TO settler_services;
 GRANT SELECT ON tenant_retention TO settler_janitor;
 
 -- Rows of `kind` are kept from this moment on; NULL, which nothing is before, where the tenant keeps them for ever.
--- STABLE and called in a sub-select: once per statement.
+-- STABLE and called in a sub-select: once per statement. Without a search path of its own: the table is the tenant's.
 CREATE FUNCTION kept_since(kept text) RETURNS timestamptz
 LANGUAGE sql STABLE
-SET search_path FROM CURRENT
 AS $$
     SELECT now() - make_interval(days => keep_days) FROM tenant_retention
     WHERE tenant_id = NULLIF(current_setting('app.tenant_id', true), '')::uuid AND kind = kept
 $$;
 GRANT EXECUTE ON FUNCTION kept_since(text) TO settler_services, settler_janitor;
 
-CREATE POLICY past_retention ON jobs AS RESTRICTIVE FOR DELETE
+CREATE POLICY past_retention ON jobs AS RESTRICTIVE FOR DELETE TO settler_janitor
     USING (tenant_id = (SELECT NULLIF(current_setting('app.tenant_id', true), '')::uuid)
            AND finished_at < (SELECT kept_since('executions')));
-CREATE POLICY past_retention ON executions AS RESTRICTIVE FOR DELETE
+CREATE POLICY past_retention ON executions AS RESTRICTIVE FOR DELETE TO settler_janitor
     USING (tenant_id = (SELECT NULLIF(current_setting('app.tenant_id', true), '')::uuid)
            AND EXISTS (SELECT FROM jobs j
                        WHERE j.tenant_id = executions.tenant_id AND j.job_id = executions.job_id
                          AND j.finished_at < (SELECT kept_since('executions'))));
-CREATE POLICY past_retention ON tenant_usage AS RESTRICTIVE FOR DELETE
+CREATE POLICY past_retention ON tenant_usage AS RESTRICTIVE FOR DELETE TO settler_janitor
     USING (tenant_id = (SELECT NULLIF(current_setting('app.tenant_id', true), '')::uuid)
            AND window_start < (SELECT kept_since('usage')));
-CREATE POLICY past_retention ON tenant_signals AS RESTRICTIVE FOR DELETE
+CREATE POLICY past_retention ON tenant_signals AS RESTRICTIVE FOR DELETE TO settler_janitor
     USING (tenant_id = (SELECT NULLIF(current_setting('app.tenant_id', true), '')::uuid)
            AND signalled_at < (SELECT kept_since('usage')));
-CREATE POLICY past_retention ON audit_logs AS RESTRICTIVE FOR DELETE
+CREATE POLICY past_retention ON audit_logs AS RESTRICTIVE FOR DELETE TO settler_janitor
     USING (tenant_id = (SELECT NULLIF(current_setting('app.tenant_id', true), '')::uuid)
            AND recorded_at < (SELECT kept_since('audit')));
 

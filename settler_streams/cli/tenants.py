@@ -12,6 +12,7 @@ import click
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.retention import retention, sweep
 from settler_streams.cli.target import settings_of
+from settler_streams.cli.tenant_schemas import schema
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import TenantTier
 from settler_streams.ids import TenantId, canonical_tenant
@@ -113,6 +114,7 @@ def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) ->
 
 tenants.add_command(retention)
 tenants.add_command(sweep)
+tenants.add_command(schema)
 
 
 def _with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]]) -> T:

@@ -90,8 +90,9 @@ _RULES: Final[dict[str, str]] = {
     "a definer function is reviewed and pins its search path": """
     SELECT oid::regprocedure::text FROM pg_proc
     WHERE pronamespace = current_schema()::regnamespace AND prosecdef
-      AND NOT (proname = 'register_slug' AND prorettype = 'trigger'::regtype
-               AND array_to_string(proconfig, ',') LIKE 'search_path=%pg_temp')
+      AND NOT ((proname = 'register_slug' AND prorettype = 'trigger'::regtype
+                OR proname = 'create_tenant_schema' AND prorettype = 'void'::regtype)
+               AND pronargs = 0 AND array_to_string(proconfig, ',') LIKE 'search_path=%pg_temp')
     """,
     "no function is callable by everybody": """
     SELECT p.oid::regprocedure::text
@@ -120,7 +121,7 @@ _RULES: Final[dict[str, str]] = {
     WHERE c.relnamespace = current_schema()::regnamespace AND a.grantee = 'settler_janitor'::regrole
       AND a.privilege_type = 'DELETE' AND c.relname NOT IN ('matches', 'unmatched', 'reports')
       AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname = 'past_retention'
-                      AND NOT p.polpermissive AND p.polcmd = 'd' AND p.polroles = '{0}'
+                      AND NOT p.polpermissive AND p.polcmd = 'd' AND p.polroles = ARRAY[a.grantee]
                       AND pg_get_expr(p.polqual, c.oid) LIKE '%kept_since%')
     """,
     "the services' roles own nothing and stand above nothing": """

@@ -6,7 +6,7 @@ from typing import Final
 
 # The tenant's context
 
-SET_CONTEXT: Final = "SELECT set_config('app.tenant_id', $1, true)"
+SET_CONTEXT: Final = "SELECT public.enter_tenant($1::text::uuid)"
 READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
 READ_LEFTOVERS: Final = """
 SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true), ''),
@@ -141,6 +141,31 @@ DELETE FROM audit_logs x USING (
     WHERE tenant_id = $1 AND recorded_at < (SELECT kept_since('audit')) ORDER BY recorded_at LIMIT $2
 ) AS old
 WHERE x.tenant_id = $1 AND x.id = old.id
+"""
+
+# Schemas of tenants
+
+LIMIT_LOCK_WAIT_TO: Final = "SET LOCAL lock_timeout = %L"
+TENANT_EXISTS: Final = "SELECT EXISTS (SELECT FROM public.tenants WHERE id = $1)"
+CREATE_TENANT_SCHEMA: Final = "SELECT public.create_tenant_schema()"
+LOCK_TENANT_SCHEMA: Final = "SELECT pg_advisory_xact_lock(public.tenant_lock($1))"
+SCHEMA_OF: Final = "SELECT schema_name FROM public.tenant_schemas WHERE tenant_id = $1"
+SCHEMAS_AFTER: Final = """
+SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$' AND nspname > $1 ORDER BY nspname LIMIT $2
+"""
+SCHEMAS_COUNT: Final = "SELECT count(*) FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$'"
+LAYOUT_OF: Final = "SELECT layout FROM public.tenant_schemas WHERE tenant_id = $1 FOR UPDATE"
+RECORD_LAYOUT: Final = "UPDATE public.tenant_schemas SET layout = $2 WHERE tenant_id = $1"
+FORGET_SCHEMA: Final = "DELETE FROM public.tenant_schemas WHERE tenant_id = $1"
+DROP_SCHEMA: Final = "DROP SCHEMA %I CASCADE"
+MOVE_TENANT_ROWS: Final = "SELECT public.move_tenant_rows($1, $2)"
+LAYOUT_DIFFERENCES: Final = """
+SELECT 'missing: ' || statement FROM (
+    SELECT public.tenant_layout('public') EXCEPT SELECT public.tenant_layout($1)) AS missing (statement)
+UNION ALL
+SELECT 'of its own: ' || statement FROM (
+    SELECT public.tenant_layout($1) EXCEPT SELECT public.tenant_layout('public')) AS own (statement)
+ORDER BY 1
 """
 
 # Migration
