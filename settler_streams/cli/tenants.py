@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from settler_streams.cli.exports import export, verify_export
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.retention import retention, sweep
 from settler_streams.cli.target import settings_of
@@ -115,6 +116,8 @@ def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) ->
 tenants.add_command(retention)
 tenants.add_command(sweep)
 tenants.add_command(schema)
+tenants.add_command(export)
+tenants.add_command(verify_export)
 
 
 def _with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]]) -> T:

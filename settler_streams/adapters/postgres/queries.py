@@ -168,6 +168,16 @@ SELECT 'of its own: ' || statement FROM (
 ORDER BY 1
 """
 
+# Export
+
+LAST_MIGRATION: Final = "SELECT max(version) FROM public.schema_migrations"
+ROOT_OF: Final = "SELECT root_id FROM public.tenants WHERE id = $1"
+TABLES_OF_TENANTS: Final = """
+SELECT relname FROM pg_class WHERE oid IN (SELECT public.tenant_tables('public'))
+UNION ALL VALUES ('tenants'), ('feature_flags') ORDER BY 1
+"""
+ROWS_AS_JSON: Final = "SELECT to_jsonb(t) - $1::text[] FROM "
+
 # Migration
 
 SERIALISE_MIGRATION: Final = "SELECT pg_advisory_lock(hashtextextended('settler/migrate', 0))"
