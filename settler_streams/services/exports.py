@@ -7,8 +7,8 @@
     events/<topic>.jsonl      the records that Kafka still holds: key and value as text, or in base64
     files/...                 the record sets
 
-The folder appears under its name when it is complete. What a killed export has left lies beside it as ``<name>.partial``
-and is made anew by the next one.
+The folder appears under its name when it is complete. What a killed export has left lies beside it, as
+``<name>.partial``, and is made anew by the next one.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from settler_streams.adapters.postgres import queries
 from settler_streams.adapters.postgres.tenant_context import TenantContext
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SECRETS = ("password_hash", "key_hash", "secret_encrypted", "verification_token")
 """Columns that are of use to nobody but this system."""
 
-Sink = Callable[[bytes], Awaitable[None]]
+Sink = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
 class TenantRows:
