@@ -10,6 +10,7 @@ from settler_streams.services.passwords import hash_password, verify_password
 from settler_streams.services.publisher import EventPublisher
 from settler_streams.services.queue import PrioritizedQueue, QueueItem
 from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService
+from settler_streams.services.tenant_configurations import TenantConfigurations
 from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "QuotaService",
     "Scope",
     "Tenant",
+    "TenantConfigurations",
     "TenantDirectory",
     "TenantNotYetKnownError",
     "TenantService",
