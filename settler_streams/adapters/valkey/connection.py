@@ -8,6 +8,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLostError
+from redis.exceptions import RedisError
 
 from settler_streams.settings import Settings
 
@@ -16,6 +17,10 @@ CONNECTIONS_MAX = 8
 time lets them wait for each other, since a cluster's client refuses where a single server's waits."""
 REDIRECTS_MAX = 3
 """Attempts of one call in a cluster: a slot that moved, then a node that was replaced, and one more."""
+
+UNANSWERED = (RedisError, OSError, TimeoutError, AttributeError)
+"""How a call ends that got no answer. The last one is what the cluster's client (redis-py 8.1) raises from a connection
+that it has itself closed under another call, when it looks at the cluster anew."""
 
 ValkeyClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
 

@@ -20,9 +20,8 @@ from importlib import resources
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
 
-from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, connect
+from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, UNANSWERED, connect
 from settler_streams.core.token_bucket import Bucket, RatePolicy, empty, take_all
 from settler_streams.errors import ConfigurationError, InvalidRequestError
 from settler_streams.ids import TenantId
@@ -113,7 +112,7 @@ class ValkeyRateLimiter:
         if self._lost_until_ms is None or now_ms >= self._lost_until_ms:
             try:
                 answer = await self._ask(root, limits, cost)
-            except (RedisError, OSError, TimeoutError) as error:
+            except UNANSWERED as error:
                 if self._lost_until_ms is None:
                     log.warning("rate limits are decided alone: Valkey does not answer", error=repr(error))
                 now_ms = self._clock_ms()

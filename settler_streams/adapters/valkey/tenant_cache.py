@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 
 import structlog
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
 
 from settler_streams.adapters.telemetry.metrics import METRICS
-from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, connect
+from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, UNANSWERED, connect
 from settler_streams.ids import TenantId, canonical_tenant
 from settler_streams.settings import Settings
 
@@ -128,7 +127,7 @@ class TenantCache:
         try:
             async with asyncio.timeout(ANSWER_DEADLINE_S), self._calls:
                 return await script(keys=[key], args=arguments)
-        except (RedisError, OSError, TimeoutError) as error:
+        except UNANSWERED as error:
             METRICS.tenant_cache("error")
             if not self.lost:
                 log.warning("tenant cache lost: Postgres is asked instead", error=repr(error))
@@ -143,7 +142,7 @@ class TenantCache:
             try:
                 async with asyncio.timeout(ANSWER_DEADLINE_S):
                     await self._client.exists(key)
-            except (RedisError, OSError, TimeoutError):
+            except UNANSWERED:
                 pause_s = min(2 * pause_s, PROBE_MAX_S)
             else:
                 log.info("tenant cache answers again")

@@ -5,6 +5,7 @@
 --
 -- Returns: 'stored', 'lease' (it has ended) or 'stale' (a newer version is known).
 local key, version = KEYS[1], ARGV[1]
+if redis.call('TYPE', key).ok ~= 'hash' then return 'lease' end
 local held = redis.call('HMGET', key, 'l', 'v', 'u')
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
