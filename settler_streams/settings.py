@@ -54,6 +54,7 @@ class Settings(BaseModel):
     redis_host: str = _env("REDIS_HOST", "localhost", "Redis or Valkey host", min_length=1)
     redis_port: Port = _env("REDIS_PORT", 6379, "Redis or Valkey port")
     redis_password: SecretStr | None = _env("REDIS_PASSWORD", None, "Redis or Valkey password")
+    redis_cluster: bool = _env("REDIS_CLUSTER", False, "REDIS_HOST is a node of a Redis or Valkey cluster")
 
     # Kafka
     kafka_bootstrap_servers: str = _env(

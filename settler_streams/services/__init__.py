@@ -11,6 +11,7 @@ from settler_streams.services.publisher import EventPublisher
 from settler_streams.services.queue import PrioritizedQueue, QueueItem
 from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService
 from settler_streams.services.retention import Retention, RetentionKind, RetentionService, RetentionSweeper, Swept
+from settler_streams.services.tenant_configurations import TenantConfigurations
 from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Scope",
     "Swept",
     "Tenant",
+    "TenantConfigurations",
     "TenantDirectory",
     "TenantNotYetKnownError",
     "TenantService",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from settler_streams.core.quotas import Tenant
 from settler_streams.errors import NotFoundError
@@ -19,6 +19,9 @@ KNOWN_WITHIN_S = 5.0
 WAITING_MAX = 1_000
 """Callers that may wait for an unknown tenant at a time; the next one is told at once that it is not known."""
 
+OnChange = Callable[[TenantId, int], None]
+"""Told each version of a tenant that is new to the directory."""
+
 
 class TenantDirectory:
     """Every tenant by id, as of its newest version that has arrived here. One per process."""
@@ -27,6 +30,7 @@ class TenantDirectory:
         self._tenants: dict[TenantId, Tenant] = {}
         self._waiting: dict[TenantId, list[asyncio.Future[Tenant]]] = {}
         self._waiting_count = 0
+        self._followers: list[OnChange] = []
         self.feed = TopicFeed(settings, "tenant-changes", self._changed, start="beginning")
 
     async def start(self) -> None:
@@ -42,6 +46,19 @@ class TenantDirectory:
 
     def __iter__(self) -> Iterator[TenantId]:
         return iter(tuple(self._tenants))
+
+    @property
+    def stale(self) -> bool:
+        """Whether changes may have been missed lately, see :attr:`TopicFeed.stale`."""
+        return self.feed.stale
+
+    def follow(self, on_change: OnChange) -> None:
+        """Call ``on_change`` for every change from here on, right after the directory has it."""
+        self._followers.append(on_change)
+
+    def unfollow(self, on_change: OnChange) -> None:
+        """Undo :meth:`follow`."""
+        self._followers.remove(on_change)
 
     def get(self, tenant_id: TenantId) -> Tenant | None:
         """The tenant, or None while it is not known here."""
@@ -98,6 +115,8 @@ class TenantDirectory:
             dict(changed.quotas),
             changed.burst,
         )
+        for on_change in self._followers:
+            on_change(event.tenantid, changed.version)
         for future in self._waiting.pop(event.tenantid, ()):
             if not future.done():
                 future.set_result(tenant)

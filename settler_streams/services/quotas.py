@@ -1,22 +1,28 @@
 """Quotas as a caller asks for them: would so much more still fit?
 
-The limits come from the tenant's row, so a change holds at once. The use comes from the projection of admission's
-usage reports, which lags by about two seconds (a report each second, then the recorder's batch): two callers can both
-be told that the last megabyte is free. Jobs are not at stake, since admission decides on them by its own exact state.
+The limits come from the tenant's row, so a change holds at once; or, where the process keeps
+:class:`TenantConfigurations`, from there, which saves a query per level, and a change holds once this process has heard
+of it, or Valkey has. The use comes from the projection of admission's usage reports, which lags by about two seconds (a
+report each second, then the recorder's batch): two callers can both be told that the last megabyte is free. Jobs are
+not at stake, since admission decides on them by its own exact state.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import Disposition, InvalidRequestError, NotFoundError, SettlerError
-from settler_streams.events import QuotaType, TenantTier
+from settler_streams.events import QuotaType
 from settler_streams.ids import TenantId
 from settler_streams.services import queries
 from settler_streams.services.directory import CHAIN_DEPTH_MAX
+from settler_streams.services.tenant_configurations import TenantConfigurations
+from settler_streams.services.tenants import Tenant, read_tenant
+from settler_streams.settings import Settings
 from settler_streams.tiers import Tiers, load_tiers
 
 if TYPE_CHECKING:
@@ -46,9 +52,30 @@ class QuotaExceededError(SettlerError):
 class QuotaService:
     """Reads quotas; what enforces them is admission and the gateway."""
 
-    def __init__(self, pool: TenantConnectionPool, *, tiers: Tiers | None = None) -> None:
+    def __init__(
+        self,
+        pool: TenantConnectionPool,
+        *,
+        tiers: Tiers | None = None,
+        configurations: TenantConfigurations | None = None,
+    ) -> None:
         self._pool = pool
         self._tiers = tiers or load_tiers()
+        self._configurations = configurations
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, settings: Settings) -> AsyncIterator[QuotaService]:
+        """A service with connections and a tenant cache of its own, for a process that has none yet.
+
+        Raises:
+            UnavailableError: Postgres or Kafka did not answer in time.
+        """
+        async with AsyncExitStack() as stack:
+            pool = await TenantConnectionPool.open(settings)
+            stack.push_async_callback(pool.close)
+            configurations = await stack.enter_async_context(TenantConfigurations.connect(settings, pool))
+            yield cls(pool, configurations=configurations)
 
     async def check_quota(self, tenant_id: TenantId, quota_type: QuotaType, amount: int) -> QuotaCheck:
         """Whether ``amount`` more (bytes, jobs, domains or requests) fits for the tenant and all its parents.
@@ -61,19 +88,23 @@ class QuotaService:
         """
         if amount < 0:
             raise InvalidRequestError(f"an amount is not negative, as {amount} is")
+        # Before the transaction: who holds a connection must not wait for another one.
+        chain = None if self._configurations is None else await self._chain(self._configurations, tenant_id)
         tightest: QuotaCheck | None = None
         bypass = False
         level: TenantId | None = tenant_id
         async with self._pool.tenant(tenant_id) as tx:
-            for _ in range(CHAIN_DEPTH_MAX):
+            for depth in range(CHAIN_DEPTH_MAX):
                 if level is None:
                     break
-                used, limit, enterprise, parent_id = await self._level(tx, level, quota_type)
+                await TenantContext.set(tx, level)
+                tenant = await read_tenant(tx, level) if chain is None else chain[depth]
+                used, limit, enterprise = await self._used(tx, tenant, quota_type)
                 bypass = bypass or (enterprise and level == tenant_id)
                 found = QuotaCheck(bypass or used + amount <= limit, used, limit)
                 if tightest is None or found.limit - used < tightest.limit - tightest.current_usage:
                     tightest = found
-                level = None if bypass else parent_id
+                level = None if bypass else tenant.parent_id
         if tightest is None:
             raise NotFoundError(f"no tenant {tenant_id}")
         return tightest
@@ -84,18 +115,20 @@ class QuotaService:
         if not check.allowed:
             raise QuotaExceededError(quota_type, check.current_usage, check.limit)
 
-    async def _level(
-        self, tx: Transaction, tenant_id: TenantId, quota_type: QuotaType
-    ) -> tuple[int, int, bool, TenantId | None]:
-        await TenantContext.set(tx, tenant_id)
-        row = await tx.fetchrow(queries.READ_TENANT, tenant_id)
-        if row is None:
-            raise NotFoundError(f"no tenant {tenant_id}")
-        tier = self._tiers[TenantTier(row["tier"])]
-        limit = json.loads(row["quotas"]).get(quota_type.value, tier.limits()[quota_type])
+    async def _chain(self, configurations: TenantConfigurations, tenant_id: TenantId) -> list[Tenant]:
+        """The tenant and its parents, as far as a check goes."""
+        chain = [await configurations.read(tenant_id)]
+        if self._tiers[chain[0].tier].enterprise:
+            return chain
+        while (parent_id := chain[-1].parent_id) is not None and len(chain) < CHAIN_DEPTH_MAX:
+            chain.append(await configurations.read(parent_id))
+        return chain
+
+    async def _used(self, tx: Transaction, tenant: Tenant, quota_type: QuotaType) -> tuple[int, int, bool]:
+        """Use and limit of one level, whose context is set, and whether it is an Enterprise tenant."""
+        tier = self._tiers[tenant.tier]
+        limit = tenant.quotas.get(quota_type, tier.limits()[quota_type])
         if quota_type is QuotaType.RATE_LIMIT:
             limit = min(tier.burst, max(1, limit))  # what may come at once, which is what the reports count
-        usage = await tx.fetchrow(queries.READ_QUOTA_USAGE, tenant_id, quota_type.value)
-        used = 0 if usage is None or usage["ended"] else usage["used"]
-        parent_id = TenantId(str(row["parent_id"])) if row["parent_id"] else None
-        return used, limit, tier.enterprise, parent_id
+        usage = await tx.fetchrow(queries.READ_QUOTA_USAGE, tenant.id, quota_type.value)
+        return 0 if usage is None or usage["ended"] else usage["used"], limit, tier.enterprise

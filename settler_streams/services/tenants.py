@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import asyncpg
 
@@ -20,6 +20,7 @@ from settler_streams.adapters.postgres import outbox
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.queries import CREATE_TENANT_SCHEMA
 from settler_streams.adapters.postgres.tenant_context import TenantContext
+from settler_streams.adapters.valkey.tenant_cache import TenantCache
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.events import QuotaType, TenantChanged, TenantStatus, TenantTier, encode, envelope
 from settler_streams.ids import TenantId, uuid7
@@ -40,6 +41,8 @@ __all__ = ["CreatedTenant", "Owner", "Tenant", "TenantNotYetKnownError", "Tenant
 SOURCE = "/tenant-service"
 PLATFORM_ACTOR = "platform"
 """The actor of a change that nobody in particular asked for."""
+VALUE_FORMAT = 1
+"""The format of a tenant in Valkey, see :mod:`.tenant_configurations`; a format reads only its own values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +87,30 @@ class TenantNotYetKnownError(UnavailableError):
         self.tenant = tenant
 
 
+class Copies(Protocol):
+    """Copies of tenants' rows somewhere, of which a change makes those older than it void."""
+
+    async def invalidate(self, tenant_id: TenantId, version: int) -> bool: ...
+
+
 class TenantService:
-    """The only writer of ``tenants``. Start ``relay`` and ``acknowledgements`` before it is used."""
+    """The only writer of ``tenants``. Start ``relay`` and ``acknowledgements`` before it is used.
+
+    ``copies`` hear of a change right after its commit, before the call returns; who cannot be told then hears of it by
+    the change's event, as everybody does.
+    """
 
     def __init__(
         self,
         pool: TenantConnectionPool,
         relay: OutboxRelay,
         acknowledgements: Acknowledgements,
+        copies: Copies | None = None,
         *,
         own_schemas: bool = False,
     ) -> None:
         self._pool = pool
+        self._copies = copies
         self._own_schemas = own_schemas
         self._relay = relay
         self._acknowledgements = acknowledgements
@@ -117,7 +132,9 @@ class TenantService:
             for part in (publisher, relay, acknowledgements):
                 await part.start()
                 stack.push_async_callback(part.stop)
-            yield cls(pool, relay, acknowledgements, own_schemas=settings.enable_schema_per_tenant)
+            copies = TenantCache(settings, value_format=VALUE_FORMAT)
+            stack.push_async_callback(copies.close)
+            yield cls(pool, relay, acknowledgements, copies, own_schemas=settings.enable_schema_per_tenant)
 
     async def create_tenant(
         self,
@@ -212,7 +229,7 @@ class TenantService:
             NotFoundError: there is no such tenant.
         """
         async with self._pool.tenant(tenant_id) as tx:
-            return await _read(tx, tenant_id, queries.READ_TENANT)
+            return await read_tenant(tx, tenant_id)
 
     async def issue_api_key(self, tenant_id: TenantId, scopes: Iterable[Scope | str]) -> IssuedApiKey:
         """A new key of the tenant, shown this once; see :meth:`ApiKeys.issue`."""
@@ -233,7 +250,7 @@ class TenantService:
         """1. Lock the row; 2. write the next version; 3. audit and outbox; 4. commit; 5. wait for admission."""
         with self._acknowledgements.expect(tenant_id) as awaited:
             async with self._pool.tenant(tenant_id) as tx:
-                before = await _read(tx, tenant_id, queries.LOCK_TENANT)
+                before = await read_tenant(tx, tenant_id, queries.LOCK_TENANT)
                 if before.status is TenantStatus.DELETED:
                     raise ConflictError(f"tenant {tenant_id} was deleted")
                 after = change(before)
@@ -254,13 +271,16 @@ class TenantService:
 
     async def _acknowledged(self, tenant: Tenant, awaited: Awaited) -> None:
         self._relay.nudge()
+        if self._copies is not None:
+            await self._copies.invalidate(tenant.id, tenant.version)
         try:
             await awaited.wait(tenant.version)
         except UnavailableError as error:
             raise TenantNotYetKnownError(tenant, str(error)) from error
 
 
-async def _read(tx: Transaction, tenant_id: TenantId, query: str) -> Tenant:
+async def read_tenant(tx: Transaction, tenant_id: TenantId, query: str = queries.READ_TENANT) -> Tenant:
+    """The tenant's row, in a transaction of its own context. Raises NotFoundError when there is none."""
     row = await tx.fetchrow(query, tenant_id)
     if row is None:
         raise NotFoundError(f"no tenant {tenant_id}")
@@ -288,7 +308,7 @@ async def _root_under(tx: Transaction, parent_id: TenantId) -> TenantId:
         if depth > CHAIN_DEPTH_MAX:
             raise InvalidRequestError(f"a hierarchy has at most {CHAIN_DEPTH_MAX} levels")
         await TenantContext.set(tx, level)
-        tenant = await _read(tx, level, queries.READ_TENANT)
+        tenant = await read_tenant(tx, level)
         if tenant.status is not TenantStatus.ACTIVE:
             raise InvalidRequestError(f"tenant {level} is {tenant.status}: it cannot have a new child")
         root_id, level = tenant.root_id, tenant.parent_id

@@ -81,6 +81,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (("topk(10, sum by (tenant) (rate(tenant_rate_limit_hits_total[$__rate_interval])))", "{{tenant}}"),),
         ),
         Panel(
+            "Tenant cache by outcome",
+            "ops",
+            (("sum by (outcome) (rate(settler_tenant_cache_total[$__rate_interval]))", "{{outcome}}"),),
+        ),
+        Panel(
             "Worker seconds per second",
             "short",
             (("topk(10, tenant:resource_usage_seconds:rate5m)", "{{tenant}}"),),

@@ -83,6 +83,10 @@ class Metrics:
             "tenant_noisy_ratio", "Use of a noisy tenant over the average of the others", (_TENANT, "resource")
         )
 
+        self.tenant_cache_outcomes = counter(
+            "settler_tenant_cache_total", "What became of uses of the tenant cache, by outcome", ("outcome",)
+        )
+
         self.batch_records = histogram(
             "settler_batch_records", "Records of one committed step", ("role",), buckets=BATCH_RECORDS
         )
@@ -148,6 +152,15 @@ class Metrics:
     def rate_limited(self, tenant: TenantId) -> None:
         """A request of ``tenant`` was refused by its rate limit."""
         self.rate_limit_hits.labels(self._active.label(tenant)).inc()
+
+    def tenant_cache(self, outcome: str) -> None:
+        """One use of the tenant cache ended so.
+
+        Of reads: hit, miss, outdated (older than this process knows of), foreign (not what was stored), bypassed (the
+        tenant changes were not heard). Of stores: stored, stale-write and lease-ended (refused), too-large. Of any
+        call: error (no answer in time), lost (not asked).
+        """
+        self.tenant_cache_outcomes.labels(outcome).inc()
 
     def step_committed(self, role: str, records: int, seconds: float) -> None:
         """One step of ``role`` has committed."""

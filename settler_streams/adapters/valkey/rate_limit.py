@@ -19,13 +19,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import redis.asyncio
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as ConnectionLostError
-from redis.exceptions import RedisError
 
+from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, UNANSWERED, connect
 from settler_streams.core.token_bucket import Bucket, RatePolicy, empty, take_all
 from settler_streams.errors import ConfigurationError, InvalidRequestError
 from settler_streams.ids import TenantId
@@ -42,8 +38,6 @@ LOST_FOR_S = 1.0
 """After a failure Valkey is left alone for so long, so that not every request waits for the deadline."""
 SHARES_MAX = 10_000
 """Local buckets kept during an outage, the least recently used forgotten first. A forgotten one starts empty again."""
-CONNECTIONS_MAX = 8
-"""Enough for some ten thousand requests a second."""
 RATE_MAX = BURST_MAX = 10**10
 """Bounds within which the script's arithmetic is exact."""
 
@@ -96,16 +90,8 @@ class ValkeyRateLimiter:
     ) -> None:
         self._prefix = f"{settings.deployment}:rate:{policy}"
         self._clock_ms = clock_ms
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            settings.redis_url(),
-            max_connections=CONNECTIONS_MAX,
-            timeout=ANSWER_DEADLINE_S,
-            socket_timeout=ANSWER_DEADLINE_S,
-            socket_connect_timeout=ANSWER_DEADLINE_S,
-            # A connection that Valkey closed (it restarted) is made anew, once; at worst the request is charged twice.
-            retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionLostError,)),
-        )
-        self._client = redis.asyncio.Redis.from_pool(pool)
+        self._client = connect(settings, deadline_s=ANSWER_DEADLINE_S)
+        self._calls = asyncio.Semaphore(CONNECTIONS_MAX)
         self._take = self._client.register_script(_SCRIPT)
         self._shares: OrderedDict[TenantId, Bucket] = OrderedDict()
         self._lost_until_ms: int | None = None
@@ -126,7 +112,7 @@ class ValkeyRateLimiter:
         if self._lost_until_ms is None or now_ms >= self._lost_until_ms:
             try:
                 answer = await self._ask(root, limits, cost)
-            except (RedisError, OSError, TimeoutError) as error:
+            except UNANSWERED as error:
                 if self._lost_until_ms is None:
                     log.warning("rate limits are decided alone: Valkey does not answer", error=repr(error))
                 now_ms = self._clock_ms()
@@ -145,7 +131,7 @@ class ValkeyRateLimiter:
         arguments: list[int] = [cost]
         for limit in limits:
             arguments += (limit.rate_per_minute, limit.burst)
-        async with asyncio.timeout(ANSWER_DEADLINE_S):
+        async with asyncio.timeout(ANSWER_DEADLINE_S), self._calls:
             answer: Any = await self._take(keys=keys, args=arguments)
         return [int(number) for number in answer]
 
