@@ -141,7 +141,7 @@ async def test_an_event_reaches_valkey_and_with_it_other_processes(
         assert (await other.configurations.read(tenant)).version == 2
 
 
-@pytest.mark.parametrize("between", ["invalidated", "flushed", "stored"])
+@pytest.mark.parametrize("between", ["invalidated", "flushed", "flushed and read", "stored"])
 async def test_a_stale_write_is_refused(
     process: Reader, tenant: TenantId, pool: TenantConnectionPool, client: redis.asyncio.Redis, between: str
 ) -> None:
@@ -154,8 +154,10 @@ async def test_a_stale_write_is_refused(
     await change_row(pool, tenant)
     if between == "invalidated":
         await cache.invalidate(tenant, 2)
-    elif between == "flushed":
+    elif between.startswith("flushed"):
         await client.flushall()
+        if between.endswith("read"):
+            await cache.read(tenant)  # somebody else's lease
     else:
         assert (await process.configurations.read(tenant)).version == 2
     assert not await cache.store(tenant, 1, encoded(old), found.lease)
