@@ -11,6 +11,7 @@ import click
 
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
+from settler_streams.cli.webhooks import webhooks
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import TenantTier
 from settler_streams.ids import TenantId, canonical_tenant
@@ -24,6 +25,9 @@ _TIER = click.Choice([tier.value for tier in TenantTier])
 @click.group()
 def tenants() -> None:
     """Make, show and change tenants."""
+
+
+tenants.add_command(webhooks)
 
 
 @tenants.command()

@@ -26,10 +26,15 @@ FOR_PEOPLE = {"demo"}
 def leaves() -> Iterator[tuple[str, click.Command]]:
     for name in COMMANDS:
         command = settler.get_command(click.Context(settler), name)  # type: ignore[attr-defined]
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {sub}", nested) for sub, nested in command.commands.items())
-        else:
-            yield name, command
+        yield from _leaves_of(name, command)
+
+
+def _leaves_of(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    for sub, nested in command.commands.items():
+        yield from _leaves_of(f"{name} {sub}", nested)
 
 
 LEAVES = dict(leaves())
