@@ -17,20 +17,21 @@ ALTER TABLE webhooks
 -- One row per webhook and event, whatever becomes of it: the key makes a repeated event find itself. `body` is the
 -- CloudEvent as it lay in Kafka, to the byte.
 CREATE TABLE webhook_deliveries (
-    tenant_id       uuid NOT NULL,
-    webhook_id      uuid NOT NULL,
-    event_id        uuid NOT NULL,
-    event_type      text NOT NULL,
-    body            text NOT NULL,
-    status          text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'delivered', 'dead')),
-    attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    -- From here on the time runs in which it is tried; a redrive begins it anew.
-    queued_at       timestamptz NOT NULL DEFAULT now(),
-    next_attempt_at timestamptz NOT NULL DEFAULT now(),
-    last_attempt_at timestamptz,
-    last_outcome    text,
-    last_status     integer,
-    finished_at     timestamptz,
+    tenant_id        uuid NOT NULL,
+    webhook_id       uuid NOT NULL,
+    event_id         uuid NOT NULL,
+    event_type       text NOT NULL,
+    body             text NOT NULL,
+    status           text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'delivered', 'dead')),
+    attempts         integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    queued_at        timestamptz NOT NULL DEFAULT now(),
+    next_attempt_at  timestamptz NOT NULL DEFAULT now(),
+    -- From here on the time runs in which it is tried again; a redrive begins it anew.
+    first_attempt_at timestamptz,
+    last_attempt_at  timestamptz,
+    last_outcome     text,
+    last_status      integer,
+    finished_at      timestamptz,
     PRIMARY KEY (tenant_id, webhook_id, event_id),
     FOREIGN KEY (tenant_id, webhook_id) REFERENCES webhooks (tenant_id, id) ON DELETE CASCADE,
     CHECK ((status = 'pending') = (finished_at IS NULL))
@@ -44,16 +45,17 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_deliveries TO settler_services;
 
 -- One lane per webhook: when it is due, and who serves it until when. Whoever holds the lease sends alone.
 CREATE TABLE webhook_lanes (
-    tenant_id    uuid NOT NULL,
-    webhook_id   uuid NOT NULL,
-    due_at       timestamptz NOT NULL DEFAULT now(),
-    lease_id     uuid,
-    leased_until timestamptz NOT NULL DEFAULT '-infinity',
+    tenant_id     uuid NOT NULL,
+    webhook_id    uuid NOT NULL,
+    due_at        timestamptz NOT NULL DEFAULT now(),
+    lease_id      uuid,
+    leased_until  timestamptz NOT NULL DEFAULT '-infinity',
     -- Failures since the last success, and until when the lane pauses for them, whichever delivery is next.
-    failures     integer NOT NULL DEFAULT 0 CHECK (failures >= 0),
-    paused_until timestamptz NOT NULL DEFAULT '-infinity',
+    failures      integer NOT NULL DEFAULT 0 CHECK (failures >= 0),
+    paused_until  timestamptz NOT NULL DEFAULT '-infinity',
+    failing_since timestamptz,
     -- Events that found the queue full.
-    skipped      bigint NOT NULL DEFAULT 0 CHECK (skipped >= 0),
+    skipped       bigint NOT NULL DEFAULT 0 CHECK (skipped >= 0),
     PRIMARY KEY (tenant_id, webhook_id),
     FOREIGN KEY (tenant_id, webhook_id) REFERENCES webhooks (tenant_id, id) ON DELETE CASCADE
 );

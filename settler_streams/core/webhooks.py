@@ -87,12 +87,3 @@ def backoff_s(attempts: int, jitter: float, asked_s: float = 0.0) -> float:
 def lane_pause_s(failures: int, asked_s: float = 0.0) -> float:
     """How long a webhook pauses after its ``failures``-th failure in a row, counted from 1."""
     return max(min(LANE_PAUSE_MIN_S * 2.0 ** min(failures - 1, 30), LANE_PAUSE_MAX_S), asked_s)
-
-
-def next_attempt_s(now_s: float, queued_s: float, retry_s: float, delay_s: float) -> float | None:
-    """When a delivery that failed at ``now_s`` is tried again; None when its time is over.
-
-    The last try lies at the end of the period, however long the delay would be.
-    """
-    end_s = queued_s + retry_s
-    return None if now_s >= end_s else min(now_s + delay_s, end_s)

@@ -12,7 +12,7 @@ import pytest
 from settler_streams.errors import ConfigurationError, ConflictError, InvalidRequestError, NotFoundError
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services.webhooks import KeyRing, Sealed, WebhookService
-from settler_streams.services.webhooks.service import owner
+from settler_streams.services.webhooks.rows import owner
 
 if TYPE_CHECKING:
     from settler_streams.adapters.postgres.pool import TenantConnectionPool

@@ -33,6 +33,12 @@ class Destination:
     target: str
     """Path and query."""
 
+    @property
+    def authority(self) -> str:
+        """Host and port as the header ``host`` names them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:

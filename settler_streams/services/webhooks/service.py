@@ -6,23 +6,21 @@ A secret is shown when it is made and never again. It is stored encrypted, since
 from __future__ import annotations
 
 import datetime as dt
-import json
 import secrets
-import time
-import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.core.webhooks import SECRET_BYTES, event_types, secret_text
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
 from settler_streams.ids import TenantId, uuid7
-from settler_streams.services.queries import INSERT_AUDIT_ENTRY
 from settler_streams.services.webhooks import queries
+from settler_streams.services.webhooks.deliveries import WebhookDeliveries
 from settler_streams.services.webhooks.destinations import Rules
 from settler_streams.services.webhooks.keyring import KeyRing
+from settler_streams.services.webhooks.rows import PLATFORM_ACTOR, audit, lock, missing, now_ms, owner, webhook_key
 from settler_streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
     from settler_streams.adapters.postgres.pool import Transaction
 
-PLATFORM_ACTOR = "platform"
 OVERLAP_S = 86_400
 """For a day after a rotation both secrets sign: a receiver that knows either accepts."""
 OVERLAP_S_MAX = 30 * 86_400
@@ -75,6 +72,7 @@ class WebhookService:
         self._rules = Rules.of(settings)
         self._keys = KeyRing(settings)
         self._per_tenant_max = settings.webhooks_per_tenant
+        self.deliveries = WebhookDeliveries(pool)
 
     @classmethod
     @asynccontextmanager
@@ -105,7 +103,7 @@ class WebhookService:
         """
         self._rules.destination(url)
         wanted = event_types(types)
-        webhook_id = uuid7(_now_ms())
+        webhook_id = uuid7(now_ms())
         secret = secrets.token_bytes(SECRET_BYTES)
         sealed = self._keys.seal(secret, owner(tenant_id, webhook_id))
         async with self._pool.tenant(tenant_id) as tx:
@@ -130,9 +128,9 @@ class WebhookService:
     async def get(self, tenant_id: TenantId, webhook_id: str) -> Webhook:
         """One of them."""
         async with self._pool.tenant(tenant_id) as tx:
-            row = await tx.fetchrow(queries.READ_WEBHOOKS, tenant_id, _known_form(tenant_id, webhook_id))
+            row = await tx.fetchrow(queries.READ_WEBHOOKS, tenant_id, webhook_key(tenant_id, webhook_id))
         if row is None:
-            raise _missing(tenant_id, webhook_id)
+            raise missing(tenant_id, webhook_id)
         return _webhook(row)
 
     async def pause(
@@ -144,7 +142,7 @@ class WebhookService:
             ConflictError: it is disabled.
         """
         async with self._pool.tenant(tenant_id) as tx:
-            before = await _lock(tx, tenant_id, webhook_id)
+            before = await lock(tx, tenant_id, webhook_id)
             if before["status"] == "disabled":
                 raise ConflictError(f"webhook {webhook_id} is disabled")
             await _set_status(tx, tenant_id, webhook_id, before["status"], "paused", actor, request_id)
@@ -155,7 +153,7 @@ class WebhookService:
     ) -> Webhook:
         """Send again, what has queued first; also lets a disabled webhook hear of new events."""
         async with self._pool.tenant(tenant_id) as tx:
-            before = await _lock(tx, tenant_id, webhook_id)
+            before = await lock(tx, tenant_id, webhook_id)
             await _set_status(tx, tenant_id, webhook_id, before["status"], "active", actor, request_id)
         return await self.get(tenant_id, webhook_id)
 
@@ -181,7 +179,7 @@ class WebhookService:
         secret = secrets.token_bytes(SECRET_BYTES)
         sealed = self._keys.seal(secret, owner(tenant_id, webhook_id))
         async with self._pool.tenant(tenant_id) as tx:
-            await _lock(tx, tenant_id, webhook_id)
+            await lock(tx, tenant_id, webhook_id)
             await tx.execute(queries.ROTATE, tenant_id, webhook_id, sealed.key_id, sealed.blob, float(overlap_s))
             after = {"overlap_s": overlap_s}
             await audit(tx, tenant_id, webhook_id, "webhook.secret-rotated", actor, request_id, after=after)
@@ -192,40 +190,10 @@ class WebhookService:
     ) -> None:
         """Remove a webhook and its deliveries, sent or not."""
         async with self._pool.tenant(tenant_id) as tx:
-            url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, _known_form(tenant_id, webhook_id))
+            url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, webhook_key(tenant_id, webhook_id))
             if url is None:
-                raise _missing(tenant_id, webhook_id)
+                raise missing(tenant_id, webhook_id)
             await audit(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before={"url": url})
-
-
-def owner(tenant_id: TenantId, webhook_id: str) -> str:
-    """The row that a secret belongs to."""
-    return f"{tenant_id}/{webhook_id}"
-
-
-async def audit(
-    tx: Transaction,
-    tenant_id: TenantId,
-    webhook_id: str,
-    action: str,
-    actor: str,
-    request_id: str | None = None,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-) -> None:
-    """Write who did what to a webhook, in the transaction of the change."""
-    await tx.execute(
-        INSERT_AUDIT_ENTRY, tenant_id, uuid7(_now_ms()), actor, action, f"webhook/{webhook_id}",
-        None if before is None else json.dumps(before), None if after is None else json.dumps(after), request_id,
-    )  # fmt: skip
-
-
-async def _lock(tx: Transaction, tenant_id: TenantId, webhook_id: str) -> asyncpg.Record:
-    row = await tx.fetchrow(queries.LOCK_WEBHOOK, tenant_id, _known_form(tenant_id, webhook_id))
-    if row is None:
-        raise _missing(tenant_id, webhook_id)
-    return row
 
 
 async def _set_status(
@@ -250,18 +218,3 @@ async def _set_status(
 
 def _webhook(row: asyncpg.Record) -> Webhook:
     return Webhook(**{**row, "id": str(row["id"]), "event_types": tuple(row["event_types"])})
-
-
-def _known_form(tenant_id: TenantId, webhook_id: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(webhook_id)
-    except ValueError as error:
-        raise _missing(tenant_id, webhook_id) from error
-
-
-def _missing(tenant_id: TenantId, webhook_id: str) -> NotFoundError:
-    return NotFoundError(f"tenant {tenant_id} has no webhook {webhook_id[:64]}")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
