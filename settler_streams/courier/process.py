@@ -44,13 +44,12 @@ class Courier:
         self._lanes_max = settings.webhook_lanes
         self._drain_s = TURN_S + settings.webhook_timeout_s + DRAIN_SLACK_S
         self._running: set[asyncio.Task[None]] = set()
-        self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     async def run(self, stop: asyncio.Future[None]) -> None:
-        """Serve lanes until ``stop``; turns under way may end. An error that nobody foresaw ends it at once."""
+        """Serve lanes until ``stop``; turns under way may end."""
         log.info("courier ready", lanes=self._lanes_max)
         try:
-            while not stop.done() and not self._failure.done():
+            while not stop.done():
                 pause_s = POLL_S
                 try:
                     await self._begin_due()
@@ -58,8 +57,6 @@ class Courier:
                     log.warning("no lanes leased", error=str(error), retry_in_s=UNAVAILABLE_PAUSE_S)
                     pause_s = UNAVAILABLE_PAUSE_S
                 await self._wait(stop, pause_s)
-            if self._failure.done():
-                raise self._failure.result()
         finally:
             await self._drain()
 
@@ -78,19 +75,21 @@ class Courier:
             task.add_done_callback(partial(self._on_turn_done, lane))
 
     async def _wait(self, stop: asyncio.Future[None], pause_s: float) -> None:
-        """A while, or less when there is nothing to wait for any more; a turn that ends may have made room."""
+        """A while; less if ``stop`` comes, or a turn ends that there was no room beside."""
         full = len(self._running) >= self._lanes_max
-        ends: set[asyncio.Future[Any]] = {stop, self._failure, *(self._running if full else ())}
+        ends: set[asyncio.Future[Any]] = {stop, *(self._running if full else ())}
         await asyncio.wait(ends, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
 
     def _on_turn_done(self, lane: Lane, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
+        named = {"tenant": lane.tenant_id, "webhook": lane.webhook_id}
         if isinstance(error, UnavailableError):
-            log.warning("turn given up", tenant=lane.tenant_id, webhook=lane.webhook_id, error=str(error))
-        elif not self._failure.done():
-            self._failure.set_result(error)
+            log.warning("turn given up", **named, error=str(error))
+        else:
+            # Whatever one webhook meets ends its turn, never the courier with everyone else's: its lease holds it off.
+            log.error("turn failed", **named, error=repr(error), exc_info=error)
 
     async def _drain(self) -> None:
         if not self._running:

@@ -201,4 +201,7 @@ def _trust(settings: Settings) -> ssl.SSLContext:
 
 
 def _resolve(host: str, port: int) -> list[str]:
-    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    try:
+        return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no name that can be looked up") from error

@@ -12,14 +12,16 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
+from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.core import webhooks as decisions
-from settler_streams.courier import process
+from settler_streams.courier import process, sender
+from settler_streams.courier.sender import ForbiddenAddressError, GuardedBackend, Sender
 from settler_streams.errors import ConflictError, NotFoundError
 from settler_streams.events import decode
-from settler_streams.services.webhooks import WebhookService
+from settler_streams.services.webhooks import Destination, Rules, WebhookService
 from tests.webhooks.conftest import KEY
 from tests.webhooks.deliveries import courier, ended, finished, queue
-from tests.webhooks.endpoint import cut, endless, hang, listening, status
+from tests.webhooks.endpoint import WAIT_S_MAX, Endpoint, cut, endless, hang, listening, status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +39,10 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "BACKOFF_MIN_S", 0.05)
     monkeypatch.setattr(decisions, "LANE_PAUSE_MIN_S", 0.01)
     monkeypatch.setattr(process, "POLL_S", 0.02)
+
+
+def ended_as(outcome: str) -> float:
+    return METRICS.registry.get_sample_value("settler_webhook_deliveries_total", {"outcome": outcome}) or 0.0
 
 
 async def test_an_event_arrives_as_it_was_and_signed(
@@ -150,6 +156,42 @@ async def test_a_name_that_leads_inside_is_not_connected_to(
         assert endpoint.connections == 0
 
 
+async def test_the_connection_goes_to_the_very_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that resolves to a public address when it is checked, and to this machine a moment later."""
+    answers = [["93.184.215.14"], ["127.0.0.1"], ["10.0.0.1", "::ffff:127.0.0.1", "fe80::1%1"]]
+    connected = []
+
+    async def connect_tcp(host: str, *_: object) -> None:
+        connected.append(host)
+
+    monkeypatch.setattr(sender, "_resolve", lambda *_: answers.pop(0))
+    backend = GuardedBackend(Rules(allow_http=False, allow_private=False), threads_max=1)
+    monkeypatch.setattr(backend._inner, "connect_tcp", connect_tcp)
+    await backend.connect_tcp("rebound.example", 443)
+    for _ in range(2):
+        with pytest.raises(ForbiddenAddressError):
+            await backend.connect_tcp("rebound.example", 443)
+    assert connected == ["93.184.215.14"]
+    assert not answers
+    backend.close()
+
+
+async def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    pool: TenantConnectionPool,
+    settings: Settings,
+    service: WebhookService,
+    new_tenant: NewTenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tenant = await new_tenant()
+    monkeypatch.setattr(sender, "_resolve", lambda *_: ["127.0.0.2", "127.0.0.1"])
+    async with listening() as endpoint, courier(pool, settings):
+        webhook_id = (await service.create(tenant, endpoint.url)).webhook_id
+        await queue(pool, finished(tenant))
+        (delivery,) = await ended(service, tenant, webhook_id, 1)
+    assert delivery.attempts == 1
+
+
 async def test_an_endpoint_that_is_gone_disables_its_webhook(
     pool: TenantConnectionPool, settings: Settings, service: WebhookService, new_tenant: NewTenant
 ) -> None:
@@ -187,6 +229,7 @@ async def test_after_its_period_a_delivery_is_dead_and_can_be_redriven(
 ) -> None:
     tenant = await new_tenant()
     event, brief = finished(tenant), settings.model_copy(update={"webhook_retry_s": 1})
+    before = {outcome: ended_as(outcome) for outcome in ("dead", "delivered")}
     async with listening(otherwise=status(503)) as endpoint, courier(pool, brief):
         webhook_id = (await service.create(tenant, endpoint.url)).webhook_id
         await queue(pool, event)
@@ -199,6 +242,7 @@ async def test_after_its_period_a_delivery_is_dead_and_can_be_redriven(
         assert await service.deliveries.redrive(tenant, webhook_id, [event.event_id]) == [event.event_id]
         (delivery,) = await ended(service, tenant, webhook_id, 1)
     assert (delivery.attempts, delivery.last_status) == (1, 204)
+    assert {outcome: ended_as(outcome) - count for outcome, count in before.items()} == {"dead": 1, "delivered": 1}
     assert {request.event_id for request in endpoint.requests} == {event.event_id}
 
 
@@ -252,14 +296,49 @@ async def test_a_tenants_hanging_endpoints_do_not_hold_up_another_tenant(
 async def test_an_endpoint_that_fails_is_asked_by_one_request_at_a_time(
     pool: TenantConnectionPool, settings: Settings, service: WebhookService, new_tenant: NewTenant
 ) -> None:
-    tenant = await new_tenant()
-    async with listening(*[status(500)] * 12) as endpoint, courier(pool, settings):
+    tenant, at_once = await new_tenant(), []
+
+    async def refuse(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+        await service.list(tenant)  # for as long as this takes, others could arrive
+        at_once.append(endpoint.in_flight)
+        await status(500)(endpoint, writer)
+
+    async with listening(*[refuse] * 12) as endpoint, courier(pool, settings):
         webhook_id = (await service.create(tenant, endpoint.url)).webhook_id
         await queue(pool, *(finished(tenant) for _ in range(30)))
-        await endpoint.received(4)
-        assert endpoint.in_flight_max <= 4
         await ended(service, tenant, webhook_id, 30)
     assert len(endpoint.requests) == 42
+    assert max(at_once[:4]) > 1, "this would notice"
+    assert at_once[4:] == [1] * 8
+
+
+async def test_whatever_one_webhook_meets_does_not_end_the_courier(
+    pool: TenantConnectionPool,
+    settings: Settings,
+    service: WebhookService,
+    new_tenant: NewTenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unlucky, lucky = await new_tenant(), await new_tenant()
+    send = Sender.send
+
+    async def sometimes(self: Sender, destination: Destination, headers: dict[str, str], body: bytes) -> Any:
+        if destination.host == "broken.example":
+            raise ZeroDivisionError
+        return await send(self, destination, headers, body)
+
+    monkeypatch.setattr(Sender, "send", sometimes)
+    async with listening() as endpoint, courier(pool, settings):
+        broken = (await service.create(unlucky, "https://broken.example/")).webhook_id
+        webhook_id = (await service.create(lucky, endpoint.url)).webhook_id
+        await queue(pool, finished(unlucky), finished(lucky))
+        async with asyncio.timeout(WAIT_S_MAX), pool.courier() as tx:
+            while not await tx.fetchval("SELECT leased_until > now() FROM webhook_lanes WHERE webhook_id = $1", broken):
+                pass
+        for count in range(2, 5):
+            await ended(service, lucky, webhook_id, count - 1)
+            await queue(pool, finished(lucky))
+    assert [d.attempts for d in await service.deliveries.recent(unlucky, broken)] == [0]
 
 
 async def test_several_couriers_share_the_work_and_send_each_event_once(

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import os
 import signal
-import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -17,6 +12,7 @@ import pytest
 
 from settler_streams.services.webhooks import WebhookService
 from tests.webhooks.conftest import KEY
+from tests.webhooks.courier_processes import courier_process
 from tests.webhooks.deliveries import ended, finished, queue
 from tests.webhooks.endpoint import WAIT_S_MAX, hang, listening, status
 
@@ -28,22 +24,6 @@ if TYPE_CHECKING:
     from tests.webhooks.conftest import NewTenant
 
 pytestmark = pytest.mark.services
-
-
-@contextlib.asynccontextmanager
-async def courier_process(settings: Settings, log: Path) -> AsyncIterator[Process]:
-    """`settler courier`, its log in a file."""
-    with log.open("wb") as err:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "settler_streams.cli.main", "courier",
-            env={**os.environ, **settings.environment(), "SETTLER_LOG_LEVEL": "debug"}, stderr=err,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_a_courier_that_is_killed_after_sending_loses_nothing_and_repeats_the_id(

@@ -81,7 +81,7 @@ async def test_after_a_rotation_the_old_secret_is_kept_for_the_overlap(
 ) -> None:
     tenant = await new_tenant()
     first = await service.create(tenant, URL)
-    second = await service.rotate_secret(tenant, first.webhook_id, overlap_s=3600)
+    second = await service.rotate_secret(tenant, first.webhook_id.upper(), overlap_s=3600)
     assert second.secret != first.secret
     row = await _row(pool, tenant, first.webhook_id)
     ring, whose = KeyRing(settings), owner(tenant, first.webhook_id)

@@ -15,7 +15,7 @@ from settler_streams.core.webhooks import TEST_TYPE
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services.webhooks import queries
-from settler_streams.services.webhooks.rows import PLATFORM_ACTOR, audit, lock, missing, now_ms, webhook_key
+from settler_streams.services.webhooks.rows import PLATFORM_ACTOR, audit, canonical_webhook, lock, missing, now_ms
 
 if TYPE_CHECKING:
     import asyncpg
@@ -66,11 +66,11 @@ class WebhookDeliveries:
             raise InvalidRequestError(f"no status {status!r}; there are {', '.join(STATUSES)}")
         if not 1 <= limit <= LISTED_MAX:
             raise InvalidRequestError(f"the limit is between 1 and {LISTED_MAX}")
-        key = webhook_key(tenant_id, webhook_id)
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
-            if not await tx.fetchval(queries.WEBHOOK_EXISTS, tenant_id, key):
+            if not await tx.fetchval(queries.WEBHOOK_EXISTS, tenant_id, webhook_id):
                 raise missing(tenant_id, webhook_id)
-            rows = await tx.fetch(queries.LIST_DELIVERIES, tenant_id, key, status, None, limit)
+            rows = await tx.fetch(queries.LIST_DELIVERIES, tenant_id, webhook_id, status, None, limit)
         return [_delivery(row) for row in rows]
 
     async def get(self, tenant_id: TenantId, webhook_id: str, event_id: str) -> Delivery:
@@ -79,9 +79,10 @@ class WebhookDeliveries:
         Raises:
             NotFoundError: the webhook never had it, or it has been tidied away.
         """
-        keys = webhook_key(tenant_id, webhook_id), _event_key(event_id)
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
+        key = _event_key(event_id)
         async with self._pool.tenant(tenant_id) as tx:
-            row = await tx.fetchrow(queries.LIST_DELIVERIES, tenant_id, keys[0], None, keys[1], 1)
+            row = await tx.fetchrow(queries.LIST_DELIVERIES, tenant_id, webhook_id, None, key, 1)
         if row is None:
             raise NotFoundError(f"webhook {webhook_id[:64]} has no delivery of {event_id[:64]}")
         return _delivery(row)
@@ -97,6 +98,7 @@ class WebhookDeliveries:
         Raises:
             ConflictError: the webhook is not active, or another test of it has not ended.
         """
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         event_id = uuid7(now_ms())
         event = {
             "specversion": "1.0",
@@ -139,6 +141,7 @@ class WebhookDeliveries:
             ConflictError: the webhook is disabled.
             NotFoundError: an id is that of no dead delivery; nothing was changed.
         """
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         wanted = None if event_ids is None else [_event_key(event_id) for event_id in dict.fromkeys(event_ids)]
         if wanted is not None and len(wanted) > REDRIVEN_MAX:
             raise InvalidRequestError(f"at most {REDRIVEN_MAX} deliveries at a time")

@@ -16,7 +16,8 @@ from settler_streams.settings import Settings
 
 URL_LENGTH_MAX = 2048
 _PRINTABLE = re.compile(r"[!-~]+")
-_HOST = re.compile(r"[a-z0-9._-]{1,253}")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
 _PORTS = {"https": 443, "http": 80}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 

@@ -50,20 +50,20 @@ async def lock(tx: Transaction, tenant_id: TenantId, webhook_id: str) -> asyncpg
     Raises:
         NotFoundError: the tenant has none of that id.
     """
-    row = await tx.fetchrow(queries.LOCK_WEBHOOK, tenant_id, webhook_key(tenant_id, webhook_id))
+    row = await tx.fetchrow(queries.LOCK_WEBHOOK, tenant_id, webhook_id)
     if row is None:
         raise missing(tenant_id, webhook_id)
     return row
 
 
-def webhook_key(tenant_id: TenantId, webhook_id: str) -> uuid.UUID:
-    """The id as the tables know it.
+def canonical_webhook(tenant_id: TenantId, webhook_id: str) -> str:
+    """The id in canonical form: a secret is bound to it, so there must be no second way to write it.
 
     Raises:
         NotFoundError: it is no UUID, so there is no such webhook.
     """
     try:
-        return uuid.UUID(webhook_id)
+        return str(uuid.UUID(webhook_id))
     except ValueError as error:
         raise missing(tenant_id, webhook_id) from error
 

@@ -20,7 +20,15 @@ from settler_streams.services.webhooks import queries
 from settler_streams.services.webhooks.deliveries import WebhookDeliveries
 from settler_streams.services.webhooks.destinations import Rules
 from settler_streams.services.webhooks.keyring import KeyRing
-from settler_streams.services.webhooks.rows import PLATFORM_ACTOR, audit, lock, missing, now_ms, owner, webhook_key
+from settler_streams.services.webhooks.rows import (
+    PLATFORM_ACTOR,
+    audit,
+    canonical_webhook,
+    lock,
+    missing,
+    now_ms,
+    owner,
+)
 from settler_streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -127,8 +135,9 @@ class WebhookService:
 
     async def get(self, tenant_id: TenantId, webhook_id: str) -> Webhook:
         """One of them."""
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
-            row = await tx.fetchrow(queries.READ_WEBHOOKS, tenant_id, webhook_key(tenant_id, webhook_id))
+            row = await tx.fetchrow(queries.READ_WEBHOOKS, tenant_id, webhook_id)
         if row is None:
             raise missing(tenant_id, webhook_id)
         return _webhook(row)
@@ -141,6 +150,7 @@ class WebhookService:
         Raises:
             ConflictError: it is disabled.
         """
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
             before = await lock(tx, tenant_id, webhook_id)
             if before["status"] == "disabled":
@@ -152,6 +162,7 @@ class WebhookService:
         self, tenant_id: TenantId, webhook_id: str, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
     ) -> Webhook:
         """Send again, what has queued first; also lets a disabled webhook hear of new events."""
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
             before = await lock(tx, tenant_id, webhook_id)
             await _set_status(tx, tenant_id, webhook_id, before["status"], "active", actor, request_id)
@@ -176,6 +187,7 @@ class WebhookService:
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise InvalidRequestError(f"the overlap is between 0 and {OVERLAP_S_MAX} s")
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         secret = secrets.token_bytes(SECRET_BYTES)
         sealed = self._keys.seal(secret, owner(tenant_id, webhook_id))
         async with self._pool.tenant(tenant_id) as tx:
@@ -189,8 +201,9 @@ class WebhookService:
         self, tenant_id: TenantId, webhook_id: str, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
     ) -> None:
         """Remove a webhook and its deliveries, sent or not."""
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
-            url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, webhook_key(tenant_id, webhook_id))
+            url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, webhook_id)
             if url is None:
                 raise missing(tenant_id, webhook_id)
             await audit(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before={"url": url})
