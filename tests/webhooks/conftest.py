@@ -47,9 +47,10 @@ async def pool(settings: Settings) -> AsyncIterator[TenantConnectionPool]:
     await pool.close()
 
 
-@pytest.fixture
-def new_tenant(pool: TenantConnectionPool) -> NewTenant:
-    """Inserts a tenant, in its own context."""
+@pytest_asyncio.fixture
+async def new_tenant(pool: TenantConnectionPool) -> AsyncIterator[NewTenant]:
+    """Inserts a tenant, in its own context. Its webhooks end with the test: a courier of the next would serve them."""
+    made: list[TenantId] = []
 
     async def create() -> TenantId:
         tenant_id = TenantId(str(uuid.uuid4()))
@@ -58,9 +59,13 @@ def new_tenant(pool: TenantConnectionPool) -> NewTenant:
                 "INSERT INTO tenants (id, root_id, slug, name, tier) VALUES ($1, $1, $2, 'A', 'free')",
                 tenant_id, f"t-{tenant_id}",
             )  # fmt: skip
+        made.append(tenant_id)
         return tenant_id
 
-    return create
+    yield create
+    for tenant_id in made:
+        async with pool.tenant(tenant_id) as tx:
+            await tx.execute("DELETE FROM webhooks")
 
 
 @pytest.fixture
