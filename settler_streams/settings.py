@@ -99,7 +99,9 @@ class Settings(BaseModel):
     )
 
     # Multi-tenancy
-    enable_schema_per_tenant: bool = _env("ENABLE_SCHEMA_PER_TENANT", False, "one PostgreSQL schema per tenant")
+    enable_schema_per_tenant: bool = _env(
+        "ENABLE_SCHEMA_PER_TENANT", False, "a new tenant gets a PostgreSQL schema of its own"
+    )
 
     # Webhooks
     webhook_keys: SecretStr | None = _env(

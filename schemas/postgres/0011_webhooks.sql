@@ -43,9 +43,11 @@ CREATE INDEX webhook_deliveries_by_end ON webhook_deliveries (tenant_id, webhook
 CALL protect_tenant_table('webhook_deliveries');
 GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_deliveries TO settler_services;
 
--- One lane per webhook: when it is due, and who serves it until when. Whoever holds the lease sends alone.
+-- One lane per webhook: when it is due, and who serves it until when. Whoever holds the lease sends alone. It is made and
+-- removed in the transactions that make and remove the webhook; no key says so, because lanes are read across tenants
+-- and stay together, wherever a tenant's webhooks are.
 CREATE TABLE webhook_lanes (
-    tenant_id     uuid NOT NULL,
+    tenant_id     uuid NOT NULL REFERENCES tenants (id),
     webhook_id    uuid NOT NULL,
     due_at        timestamptz NOT NULL DEFAULT now(),
     lease_id      uuid,
@@ -56,8 +58,7 @@ CREATE TABLE webhook_lanes (
     failing_since timestamptz,
     -- Events that found the queue full.
     skipped       bigint NOT NULL DEFAULT 0 CHECK (skipped >= 0),
-    PRIMARY KEY (tenant_id, webhook_id),
-    FOREIGN KEY (tenant_id, webhook_id) REFERENCES webhooks (tenant_id, id) ON DELETE CASCADE
+    PRIMARY KEY (tenant_id, webhook_id)
 );
 
 -- A courier looks for due lanes across tenants. As with the outbox, that is a role: settler_courier reads this table and
@@ -82,7 +83,7 @@ CREATE POLICY tenant_rows_only ON webhook_lanes AS RESTRICTIVE
                 OR (current_user = 'settler_courier'
                     AND (SELECT NULLIF(current_setting('app.tenant_id', true), '')::uuid)
                         = '00000000-0000-0000-0000-000000000000'));
-GRANT SELECT, INSERT, UPDATE ON webhook_lanes TO settler_services;
+GRANT SELECT, INSERT, UPDATE, DELETE ON webhook_lanes TO settler_services;
 GRANT SELECT ON webhook_lanes TO settler_courier;
 -- Whose lane it is, and when it is due, is not for the courier to change.
 GRANT UPDATE (lease_id, leased_until) ON webhook_lanes TO settler_courier;

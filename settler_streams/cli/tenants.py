@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
+from settler_streams.cli.exports import export, verify_export
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
+from settler_streams.cli.retention import retention, sweep
 from settler_streams.cli.target import settings_of
+from settler_streams.cli.tenant_schemas import schema
 from settler_streams.cli.webhooks import webhooks
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import TenantTier
@@ -25,9 +28,6 @@ _TIER = click.Choice([tier.value for tier in TenantTier])
 @click.group()
 def tenants() -> None:
     """Make, show and change tenants."""
-
-
-tenants.add_command(webhooks)
 
 
 @tenants.command()
@@ -112,6 +112,14 @@ def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) ->
         print_json({"key": issued.key})
     else:
         click.echo(issued.key)
+
+
+tenants.add_command(retention)
+tenants.add_command(sweep)
+tenants.add_command(schema)
+tenants.add_command(export)
+tenants.add_command(verify_export)
+tenants.add_command(webhooks)
 
 
 def _with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]]) -> T:

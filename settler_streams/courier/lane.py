@@ -167,8 +167,11 @@ class LaneRunner:
     async def _record(self, lane: Lane, current: Round, answers: list[Answer]) -> Verdict:
         """Write what came of a round. An answer that another courier has recorded meanwhile changes nothing."""
         asked_s = max(retry_after_s(answer.headers, time.time()) if _failed(answer) else 0.0 for answer in answers)
+        gone = any(answer.outcome is Outcome.GONE for answer in answers)
         delivered = dead = 0
         async with self._pool.tenant(lane.tenant_id) as tx:
+            if gone:
+                await self._disable(tx, lane)
             for parcel, answer in zip(current.parcels, answers, strict=True):
                 place = (lane.tenant_id, lane.webhook_id, parcel.event_id, answer.outcome.value, answer.status)
                 if not _failed(answer):
@@ -177,9 +180,8 @@ class LaneRunner:
                 delay_s = backoff_s(parcel.attempts + 1, random.uniform(-1, 1), asked_s)  # noqa: S311
                 status = await tx.fetchval(queries.RECORD_FAILURE, *place, delay_s, self._retry_s, parcel.attempts)
                 dead += status == "dead"
-            gone = any(answer.outcome is Outcome.GONE for answer in answers)
             if gone:
-                dead += await self._disable(tx, lane)
+                dead += len(await tx.fetch(queries.RECORD_GONE, lane.tenant_id, lane.webhook_id, Outcome.GONE.value))
             elif all(map(_failed, answers)):
                 dead += len(await tx.fetch(queries.EXPIRE, lane.tenant_id, lane.webhook_id, self._retry_s))
         METRICS.webhook_deliveries.labels("delivered").inc(delivered)
@@ -190,22 +192,21 @@ class LaneRunner:
         failures = current.failures + 1
         return Verdict(failures, lane_pause_s(failures, asked_s), goes_on=False)
 
-    async def _disable(self, tx: Transaction, lane: Lane) -> int:
-        """The endpoint says that it is gone for good: nothing is sent or queued any more. Returns how many died."""
+    async def _disable(self, tx: Transaction, lane: Lane) -> None:
+        """The endpoint says that it is gone for good: nothing is sent or queued any more."""
         await tx.execute(queries.SET_STATUS, lane.tenant_id, lane.webhook_id, "disabled", "gone")
         after = {"status": "disabled", "reason": "gone"}
         await audit(tx, lane.tenant_id, lane.webhook_id, "webhook.disabled", ACTOR, after=after)
         log.warning("webhook disabled: its endpoint is gone", **_named(lane))
-        return len(await tx.fetch(queries.RECORD_GONE, lane.tenant_id, lane.webhook_id, Outcome.GONE.value))
 
     async def _release(self, lane: Lane, verdict: Verdict) -> None:
         tenant_id, webhook_id = lane.tenant_id, lane.webhook_id
         async with self._pool.tenant(tenant_id) as tx:
-            if not await tx.fetchval(queries.LOCK_LANE, tenant_id, webhook_id, lane.lease_id):
-                return
-            await tx.execute(queries.DELETE_ENDED, tenant_id, webhook_id, DELIVERED_DAYS, DEAD_DAYS, TIDIED_MAX)
+            # Webhooks before lanes, as everywhere: two transactions that lock both in turn would block each other.
             await tx.execute(queries.FORGET_PREVIOUS, tenant_id, webhook_id)
-            await tx.execute(queries.RELEASE_LANE, tenant_id, webhook_id, verdict.failures, verdict.pause_s)
+            await tx.execute(queries.DELETE_ENDED, tenant_id, webhook_id, DELIVERED_DAYS, DEAD_DAYS, TIDIED_MAX)
+            if await tx.fetchval(queries.LOCK_LANE, tenant_id, webhook_id, lane.lease_id):
+                await tx.execute(queries.RELEASE_LANE, tenant_id, webhook_id, verdict.failures, verdict.pause_s)
 
 
 def new_lease() -> str:

@@ -16,6 +16,8 @@ from settler_streams.services import (
     FeatureFlagService,
     OutboxRelay,
     PrioritizedQueue,
+    RetentionService,
+    RetentionSweeper,
     TenantDirectory,
 )
 from settler_streams.settings import Settings
@@ -68,7 +70,8 @@ class Gateway:
             relay = OutboxRelay(pool, publisher)
             await publisher.start()
             stack.push_async_callback(publisher.stop)
-            for part in (directory.feed, flags.feed, decisions.feed, relay):
+            sweeper = RetentionSweeper(RetentionService(pool), directory)
+            for part in (directory.feed, flags.feed, decisions.feed, relay, sweeper):
                 await part.start()
                 stack.push_async_callback(part.stop)
             yield cls(

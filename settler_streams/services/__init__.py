@@ -10,6 +10,7 @@ from settler_streams.services.passwords import hash_password, verify_password
 from settler_streams.services.publisher import EventPublisher
 from settler_streams.services.queue import PrioritizedQueue, QueueItem
 from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService
+from settler_streams.services.retention import Retention, RetentionKind, RetentionService, RetentionSweeper, Swept
 from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
 
 __all__ = [
@@ -31,7 +32,12 @@ __all__ = [
     "QuotaCheck",
     "QuotaExceededError",
     "QuotaService",
+    "Retention",
+    "RetentionKind",
+    "RetentionService",
+    "RetentionSweeper",
     "Scope",
+    "Swept",
     "Tenant",
     "TenantDirectory",
     "TenantNotYetKnownError",

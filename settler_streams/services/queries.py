@@ -25,6 +25,18 @@ INSERT INTO audit_logs (tenant_id, id, actor, action, subject, before, after, re
 VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7::text::jsonb, $8, now())
 """
 
+# Retention
+
+READ_RETENTION: Final = """
+SELECT r.kind, r.keep_days FROM tenants t LEFT JOIN tenant_retention r ON r.tenant_id = t.id WHERE t.id = $1
+"""
+LOCK_RETENTION: Final = READ_RETENTION + "FOR UPDATE OF t"
+KEEP_FOR: Final = """
+INSERT INTO tenant_retention (tenant_id, kind, keep_days) VALUES ($1, $2, $3)
+ON CONFLICT (tenant_id, kind) DO UPDATE SET keep_days = excluded.keep_days, updated_at = now()
+"""
+KEEP_FOR_EVER: Final = "DELETE FROM tenant_retention WHERE tenant_id = $1 AND kind = $2"
+
 # API keys
 
 INSERT_API_KEY: Final = """

@@ -18,6 +18,7 @@ import asyncpg
 
 from settler_streams.adapters.postgres import outbox
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.adapters.postgres.queries import CREATE_TENANT_SCHEMA
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.events import QuotaType, TenantChanged, TenantStatus, TenantTier, encode, envelope
@@ -86,8 +87,16 @@ class TenantNotYetKnownError(UnavailableError):
 class TenantService:
     """The only writer of ``tenants``. Start ``relay`` and ``acknowledgements`` before it is used."""
 
-    def __init__(self, pool: TenantConnectionPool, relay: OutboxRelay, acknowledgements: Acknowledgements) -> None:
+    def __init__(
+        self,
+        pool: TenantConnectionPool,
+        relay: OutboxRelay,
+        acknowledgements: Acknowledgements,
+        *,
+        own_schemas: bool = False,
+    ) -> None:
         self._pool = pool
+        self._own_schemas = own_schemas
         self._relay = relay
         self._acknowledgements = acknowledgements
         self.api_keys = ApiKeys(pool)
@@ -108,7 +117,7 @@ class TenantService:
             for part in (publisher, relay, acknowledgements):
                 await part.start()
                 stack.push_async_callback(part.stop)
-            yield cls(pool, relay, acknowledgements)
+            yield cls(pool, relay, acknowledgements, own_schemas=settings.enable_schema_per_tenant)
 
     async def create_tenant(
         self,
@@ -143,7 +152,11 @@ class TenantService:
                     tenant = Tenant(
                         tenant_id, slug, name, tier, TenantStatus.ACTIVE, root_id, parent_id, 1, dict(quotas or {})
                     )
-                    await _insert(tx, tenant, owner, owner_password_hash)
+                    await _insert(tx, tenant)
+                    if self._own_schemas:
+                        await tx.execute(CREATE_TENANT_SCHEMA)
+                        await TenantContext.set(tx, tenant_id)  # whose tables are there from now on
+                    await tx.execute(queries.INSERT_OWNER, tenant_id, owner.id, owner.email, owner_password_hash)
                     await _record(tx, tenant, None, "tenant.created", actor, request_id)
             await self._acknowledged(tenant, awaited)
         return CreatedTenant(tenant, owner)
@@ -282,7 +295,7 @@ async def _root_under(tx: Transaction, parent_id: TenantId) -> TenantId:
     return root_id
 
 
-async def _insert(tx: Transaction, tenant: Tenant, owner: Owner, owner_password_hash: str) -> None:
+async def _insert(tx: Transaction, tenant: Tenant) -> None:
     await tx.execute(
         queries.INSERT_TENANT,
         tenant.id,
@@ -294,7 +307,6 @@ async def _insert(tx: Transaction, tenant: Tenant, owner: Owner, owner_password_
         json.dumps(tenant.config),
         json.dumps(tenant.quotas),
     )
-    await tx.execute(queries.INSERT_OWNER, tenant.id, owner.id, owner.email, owner_password_hash)
 
 
 async def _record(

@@ -127,6 +127,8 @@ async def _play(field: Field, report: Report, console: Console, began_s: float) 
         await conductor.strike(chosen, loop.time() + FAULTS_S[report.name])
         await conductor.fail_points_met(POINTS_S_MAX)
         conductor.disarm()
+    if not conductor.changes:
+        report.problems.append((COVERAGE, "no tenant has changed its tier, limits or standing"))
     done("faults")
     await drain(field)
     recording = await record(field)

@@ -11,7 +11,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
-from settler_streams.errors import SettlerError
+from settler_streams.errors import SettlerError, UnavailableError
 from settler_streams.events import QuotaType, TenantTier
 from settler_streams.ids import TenantId
 from settler_streams.services import TenantService
@@ -215,14 +215,21 @@ class Conductor:
             return
         tenant = TenantId(field.tenants["changing"].id)
         chance = self._draws("tenant changes")
-        async with TenantService.connect(field.settings) as service:
-            while not await elapse(CHANGE_INTERVAL_S, self._over):
-                changes = [
-                    lambda: service.change_tier(tenant, chance.choice(list(TenantTier)[:4])),
-                    lambda: service.change_quotas(tenant, {QuotaType.CONCURRENT_JOBS: chance.randint(1, 6)}),
-                    lambda: service.suspend(tenant),
-                    lambda: service.reactivate(tenant),
-                ]
-                with contextlib.suppress(SettlerError):  # it may be stored or not; the log says which
-                    await chance.choice(changes)()
-                    self.changes += 1
+        while not self._over.is_set():
+            try:
+                async with TenantService.connect(field.settings) as service:
+                    await self._keep_changing(service, tenant, chance)
+            except UnavailableError:  # from the start, faults strike what it connects to
+                await elapse(1.0, self._over)
+
+    async def _keep_changing(self, service: TenantService, tenant: TenantId, chance: random.Random) -> None:
+        while not await elapse(CHANGE_INTERVAL_S, self._over):
+            changes = [
+                lambda: service.change_tier(tenant, chance.choice(list(TenantTier)[:4])),
+                lambda: service.change_quotas(tenant, {QuotaType.CONCURRENT_JOBS: chance.randint(1, 6)}),
+                lambda: service.suspend(tenant),
+                lambda: service.reactivate(tenant),
+            ]
+            with contextlib.suppress(SettlerError):  # it may be stored or not; the log says which
+                await chance.choice(changes)()
+                self.changes += 1

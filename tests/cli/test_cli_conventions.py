@@ -25,16 +25,15 @@ FOR_PEOPLE = {"demo"}
 
 def leaves() -> Iterator[tuple[str, click.Command]]:
     for name in COMMANDS:
-        command = settler.get_command(click.Context(settler), name)  # type: ignore[attr-defined]
-        yield from _leaves_of(name, command)
+        yield from under(name, settler.get_command(click.Context(settler), name))  # type: ignore[attr-defined]
 
 
-def _leaves_of(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+def under(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
     if not isinstance(command, click.Group):
         yield name, command
         return
     for sub, nested in command.commands.items():
-        yield from _leaves_of(f"{name} {sub}", nested)
+        yield from under(f"{name} {sub}", nested)
 
 
 LEAVES = dict(leaves())

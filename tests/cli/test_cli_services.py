@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from settler_streams.adapters.postgres.tenant_schemas import owner_connection
+from settler_streams.ids import uuid7
+
 if TYPE_CHECKING:
+    from settler_streams.settings import Settings
     from tests.services.interface import Services
 
 pytestmark = pytest.mark.services
@@ -20,11 +27,34 @@ Cli = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture(scope="module")
-def cli(services: Services, kafka: object, postgres: object, database: str, deployment: str) -> Cli:
-    settings = services.settings.model_copy(
+def settings(services: Services, kafka: object, postgres: object, database: str, deployment: str) -> Settings:
+    return services.settings.model_copy(
         update={"deployment": deployment, "db_name": database.rpartition("/")[2], "redis_host": "localhost"}
     )
 
+
+@pytest.fixture
+def new_tenant(cli: Cli, settings: Settings) -> Callable[[], str]:
+    """Makes a tenant without waiting for admission, which does not run here."""
+
+    async def insert() -> str:
+        tenant = uuid7(time.time_ns() // 1_000_000)
+        async with owner_connection(settings) as connection:
+            await connection.execute(
+                "INSERT INTO tenants (id, root_id, slug, name, tier) VALUES ($1, $1, $2, 'A', 'free')",
+                tenant, f"t-{tenant}",
+            )  # fmt: skip
+        return tenant
+
+    def make() -> str:
+        cli("migrate")
+        return asyncio.run(insert())
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def cli(settings: Settings) -> Cli:
     def run(*arguments: str) -> tuple[int, Any]:
         ended = subprocess.run(
             [sys.executable, "-m", "settler_streams.cli.main", *arguments, "--json"],
@@ -52,6 +82,31 @@ def test_migrations_are_applied_once(cli: Cli) -> None:
     assert code == 0
     assert first["applied"][0].startswith("0001_")
     assert cli("migrate") == (0, {"applied": []})
+
+
+def test_a_tenants_past_schema_and_export(cli: Cli, new_tenant: Callable[[], str], tmp_path: Path) -> None:
+    cli("topology", "apply")
+    tenant = new_tenant()
+    kept = {"executions": "forever", "usage": "forever", "audit": "forever"}
+    assert cli("tenants", "retention", tenant) == (0, kept)
+    changed = cli("tenants", "retention", tenant, "--usage", "30", "--audit", "400")
+    assert changed == (0, kept | {"usage": 30, "audit": 400})
+    assert cli("tenants", "retention", tenant, "--audit", "forever") == (0, kept | {"usage": 30})
+    assert cli("tenants", "retention", tenant, "--audit", "7") == (4, None)
+    assert cli("tenants", "sweep", tenant) == (0, {"jobs": 0, "usage": 0, "audit": 0})
+
+    code, moved = cli("tenants", "schema", "move", tenant, "own")
+    assert (code, moved["moved_rows"]) == (0, 3), "the retention of usage, and two changes in the audit log"
+    assert cli("tenants", "schema", "check") == (0, {f"t_{tenant.replace('-', '')}": []})
+
+    folder = tmp_path / "export"
+    code, manifest = cli("tenants", "export", tenant, str(folder))
+    assert (code, manifest["tenant_id"]) == (0, tenant)
+    assert cli("tenants", "verify-export", str(folder)) == (0, [])
+    (folder / "tables/audit_logs.jsonl").unlink()
+    assert cli("tenants", "verify-export", str(folder)) == (3, ["tables/audit_logs.jsonl is missing"])
+    assert cli("tenants", "export", tenant, str(folder)) == (4, None)
+    assert cli("tenants", "schema", "move", tenant, "shared") == (0, moved)
 
 
 def test_dead_letters_are_listed_and_a_missing_one_is_refused(cli: Cli) -> None:

@@ -66,6 +66,7 @@ async def new_tenant(pool: TenantConnectionPool) -> AsyncIterator[NewTenant]:
     for tenant_id in made:
         async with pool.tenant(tenant_id) as tx:
             await tx.execute("DELETE FROM webhooks")
+            await tx.execute("DELETE FROM webhook_lanes")
 
 
 @pytest.fixture

@@ -91,8 +91,9 @@ _RULES: Final[dict[str, str]] = {
     "a definer function is reviewed and pins its search path": """
     SELECT oid::regprocedure::text FROM pg_proc
     WHERE pronamespace = current_schema()::regnamespace AND prosecdef
-      AND NOT (proname = 'register_slug' AND prorettype = 'trigger'::regtype
-               AND array_to_string(proconfig, ',') LIKE 'search_path=%pg_temp')
+      AND NOT ((proname = 'register_slug' AND prorettype = 'trigger'::regtype
+                OR proname = 'create_tenant_schema' AND prorettype = 'void'::regtype)
+               AND pronargs = 0 AND array_to_string(proconfig, ',') LIKE 'search_path=%pg_temp')
     """,
     "no function is callable by everybody": """
     SELECT p.oid::regprocedure::text
@@ -112,12 +113,21 @@ _RULES: Final[dict[str, str]] = {
     WHERE c.relnamespace = current_schema()::regnamespace AND a.grantee <> c.relowner
       AND (c.relname, a.privilege_type) IN (
           ('audit_logs', 'UPDATE'), ('audit_logs', 'DELETE'), ('stream_positions', 'DELETE'))
+      AND (c.relname, a.privilege_type, a.grantee::regrole::text) <> ('audit_logs', 'DELETE', 'settler_janitor')
     UNION ALL
     SELECT 'audit_logs.' || attname FROM pg_attribute WHERE attrelid = 'audit_logs'::regclass AND attacl IS NOT NULL
     """,
+    "the janitor deletes what is past its retention": """
+    SELECT c.relname FROM pg_class c CROSS JOIN aclexplode(c.relacl) AS a
+    WHERE c.relnamespace = current_schema()::regnamespace AND a.grantee = 'settler_janitor'::regrole
+      AND a.privilege_type = 'DELETE' AND c.relname NOT IN ('matches', 'unmatched', 'reports')
+      AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname = 'past_retention'
+                      AND NOT p.polpermissive AND p.polcmd = 'd' AND p.polroles = ARRAY[a.grantee]
+                      AND pg_get_expr(p.polqual, c.oid) LIKE '%kept_since%')
+    """,
     "the services' roles own nothing and stand above nothing": """
     SELECT rolname FROM pg_roles r
-    WHERE (rolname IN ('settler_services', 'settler_relay', 'settler_courier')
+    WHERE (rolname IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor')
            OR EXISTS (SELECT FROM pg_auth_members
                       WHERE roleid = 'settler_services'::regrole AND member = r.oid AND inherit_option))
       AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole

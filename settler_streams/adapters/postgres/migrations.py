@@ -12,6 +12,7 @@ import asyncpg
 
 from settler_streams.adapters.postgres import queries, roles
 from settler_streams.adapters.postgres.failures import translated
+from settler_streams.adapters.postgres.tenant_schemas import Progress, migrate_schemas
 from settler_streams.errors import ConfigurationError
 from settler_streams.published import MIGRATIONS
 
@@ -44,8 +45,12 @@ class Migration:
     checksum: str
 
 
-async def migrate(settings: Settings, *, directory: Path = MIGRATIONS) -> list[str]:
+async def migrate(
+    settings: Settings, *, directory: Path = MIGRATIONS, progress: Progress = lambda _done, _all: None
+) -> list[str]:
     """Create what is missing (roles, database), then apply each new migration in a transaction of its own.
+
+    Schemas of single tenants follow, each in a transaction of its own; ``progress`` is told of them.
 
     Run as often as wanted, by any number of processes at once: one works, the others wait and find nothing left to do.
     The owner connects directly, not through a transaction-mode pooler, because the lock belongs to its session.
@@ -55,7 +60,8 @@ async def migrate(settings: Settings, *, directory: Path = MIGRATIONS) -> list[s
 
     Raises:
         ConfigurationError: a file was changed, removed or numbered below one that is already applied; a file name is
-            malformed or a number taken twice; the role names collide.
+            malformed or a number taken twice; the role names collide; a tenant's schema has another layout than the
+            shared one.
         UnavailableError: the server cannot be reached, or another migration runs for longer than the lock wait.
     """
     roles.check_role_names(settings)
@@ -65,7 +71,9 @@ async def migrate(settings: Settings, *, directory: Path = MIGRATIONS) -> list[s
         await roles.create_roles(maintenance, settings)
         await roles.create_database(maintenance, settings)
     async with _locked(settings, settings.db_name) as connection:
-        return await _apply(connection, files)
+        applied = await _apply(connection, files)
+        await migrate_schemas(connection, files, progress)
+        return applied
 
 
 def read_migrations(directory: Path) -> list[Migration]:

@@ -41,7 +41,7 @@ class TenantConnectionPool:
 
     ``tenant()`` is the door for everything that belongs to a tenant. ``platform()`` is for what belongs to nobody
     (stream positions) or to the platform itself (global flags), under the nil UUID. ``relay()`` is for the outbox,
-    ``courier()`` for the lanes of webhooks.
+    ``courier()`` for the lanes of webhooks, ``janitor()`` for what is past a tenant's retention.
     A connection comes back without a context or is closed.
     """
 
@@ -120,6 +120,13 @@ class TenantConnectionPool:
         """One transaction as the courier: every webhook's lane, and nothing else in the database."""
         async with self.tenant(PLATFORM) as transaction:
             await transaction.execute(queries.BECOME_COURIER)
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def janitor(self, tenant_id: TenantId) -> AsyncIterator[Transaction]:
+        """One transaction in the tenant's context that may delete what is past the tenant's retention, and no more."""
+        async with self.tenant(tenant_id) as transaction:
+            await transaction.execute(queries.BECOME_JANITOR)
             yield transaction
 
     @contextlib.asynccontextmanager

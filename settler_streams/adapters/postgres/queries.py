@@ -6,7 +6,7 @@ from typing import Final
 
 # The tenant's context
 
-SET_CONTEXT: Final = "SELECT set_config('app.tenant_id', $1, true)"
+SET_CONTEXT: Final = "SELECT public.enter_tenant($1::text::uuid)"
 READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
 READ_LEFTOVERS: Final = """
 SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true), ''),
@@ -14,6 +14,7 @@ SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true
 """
 BECOME_RELAY: Final = "SET LOCAL ROLE settler_relay"
 BECOME_COURIER: Final = "SET LOCAL ROLE settler_courier"
+BECOME_JANITOR: Final = "SET LOCAL ROLE settler_janitor"
 
 LOGIN_PRIVILEGES: Final = """
 SELECT current_user AS login,
@@ -97,6 +98,87 @@ DELETE FROM outbox USING unnest($1::uuid[], $2::bigint[]) AS sent (tenant_id, id
 WHERE outbox.tenant_id = sent.tenant_id AND outbox.id = sent.id
 """
 
+# Retention
+
+ONE_JANITOR: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('settler/retention/' || $1, 0))"
+# The oldest finished jobs past their period, with as many result rows as one transaction may delete; at least one job.
+# A report counts its records, so what a job's deletion costs is known without counting it.
+DELETE_OLD_JOBS: Final = """
+WITH due AS MATERIALIZED (
+    SELECT job_id, finished_at FROM jobs
+    WHERE tenant_id = $1 AND finished_at < (SELECT kept_since('executions'))
+    ORDER BY finished_at, job_id LIMIT $2
+), sized AS (
+    SELECT due.job_id, row_number() OVER inorder AS place,
+           sum(1 + coalesce((SELECT sum(left_rows + right_rows) FROM reports r
+                             WHERE r.tenant_id = $1 AND r.job_id = due.job_id), 0)) OVER inorder AS rows
+    FROM due WINDOW inorder AS (ORDER BY due.finished_at, due.job_id)
+), old AS MATERIALIZED (
+    SELECT job_id FROM sized WHERE place = 1 OR rows <= $3
+), m AS (DELETE FROM matches x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id),
+   u AS (DELETE FROM unmatched x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id),
+   r AS (DELETE FROM reports x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id),
+   e AS (DELETE FROM executions x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id)
+DELETE FROM jobs x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id
+"""
+DELETE_OLD_USAGE: Final = """
+DELETE FROM tenant_usage x USING (
+    SELECT resource, window_start, window_seconds FROM tenant_usage
+    WHERE tenant_id = $1 AND window_start < (SELECT kept_since('usage')) ORDER BY window_start LIMIT $2
+) AS old
+WHERE x.tenant_id = $1 AND x.resource = old.resource AND x.window_start = old.window_start
+  AND x.window_seconds = old.window_seconds
+"""
+DELETE_OLD_SIGNALS: Final = """
+DELETE FROM tenant_signals x USING (
+    SELECT signal_id FROM tenant_signals
+    WHERE tenant_id = $1 AND signalled_at < (SELECT kept_since('usage')) ORDER BY signalled_at LIMIT $2
+) AS old
+WHERE x.tenant_id = $1 AND x.signal_id = old.signal_id
+"""
+DELETE_OLD_AUDIT: Final = """
+DELETE FROM audit_logs x USING (
+    SELECT id FROM audit_logs
+    WHERE tenant_id = $1 AND recorded_at < (SELECT kept_since('audit')) ORDER BY recorded_at LIMIT $2
+) AS old
+WHERE x.tenant_id = $1 AND x.id = old.id
+"""
+
+# Schemas of tenants
+
+LIMIT_LOCK_WAIT_TO: Final = "SET LOCAL lock_timeout = %L"
+TENANT_EXISTS: Final = "SELECT EXISTS (SELECT FROM public.tenants WHERE id = $1)"
+CREATE_TENANT_SCHEMA: Final = "SELECT public.create_tenant_schema()"
+LOCK_TENANT_SCHEMA: Final = "SELECT pg_advisory_xact_lock(public.tenant_lock($1))"
+SCHEMA_OF: Final = "SELECT schema_name FROM public.tenant_schemas WHERE tenant_id = $1"
+SCHEMAS_AFTER: Final = """
+SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$' AND nspname > $1 ORDER BY nspname LIMIT $2
+"""
+SCHEMAS_COUNT: Final = "SELECT count(*) FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$'"
+LAYOUT_OF: Final = "SELECT layout FROM public.tenant_schemas WHERE tenant_id = $1 FOR UPDATE"
+RECORD_LAYOUT: Final = "UPDATE public.tenant_schemas SET layout = $2 WHERE tenant_id = $1"
+FORGET_SCHEMA: Final = "DELETE FROM public.tenant_schemas WHERE tenant_id = $1"
+DROP_SCHEMA: Final = "DROP SCHEMA %I CASCADE"
+MOVE_TENANT_ROWS: Final = "SELECT public.move_tenant_rows($1, $2)"
+LAYOUT_DIFFERENCES: Final = """
+SELECT 'missing: ' || statement FROM (
+    SELECT public.tenant_layout('public') EXCEPT SELECT public.tenant_layout($1)) AS missing (statement)
+UNION ALL
+SELECT 'of its own: ' || statement FROM (
+    SELECT public.tenant_layout($1) EXCEPT SELECT public.tenant_layout('public')) AS own (statement)
+ORDER BY 1
+"""
+
+# Export
+
+LAST_MIGRATION: Final = "SELECT max(version) FROM public.schema_migrations"
+ROOT_OF: Final = "SELECT root_id FROM public.tenants WHERE id = $1"
+TABLES_OF_TENANTS: Final = """
+SELECT relname FROM pg_class WHERE oid IN (SELECT public.tenant_tables('public'))
+UNION ALL VALUES ('tenants'), ('feature_flags') ORDER BY 1
+"""
+ROWS_AS_JSON: Final = "SELECT to_jsonb(t) - $1::text[] FROM "
+
 # Migration
 
 SERIALISE_MIGRATION: Final = "SELECT pg_advisory_lock(hashtextextended('settler/migrate', 0))"
@@ -118,10 +200,11 @@ LIMIT_LOGIN: Final = "ALTER ROLE %I SET %I = %L"
 JOIN_SERVICES: Final = "GRANT settler_services TO %I WITH INHERIT TRUE, SET FALSE, ADMIN FALSE"
 JOIN_RELAY: Final = "GRANT settler_relay TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
 JOIN_COURIER: Final = "GRANT settler_courier TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
+JOIN_JANITOR: Final = "GRANT settler_janitor TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
 CLOSE_DATABASE: Final = "REVOKE ALL ON DATABASE %I FROM PUBLIC"
 OPEN_DATABASE: Final = "GRANT CONNECT ON DATABASE %I TO settler_services"
 CLOSE_SCHEMA: Final = "REVOKE ALL ON SCHEMA %I FROM PUBLIC"
-OPEN_SCHEMA: Final = "GRANT USAGE ON SCHEMA %I TO settler_services, settler_relay, settler_courier"
+OPEN_SCHEMA: Final = "GRANT USAGE ON SCHEMA %I TO settler_services, settler_relay, settler_courier, settler_janitor"
 SEARCH_PATH: Final = "SELECT set_config('search_path', quote_ident($1) || ', pg_temp', true)"
 CREATE_LEDGER: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -23,6 +23,9 @@ RELAY = "settler_relay"
 COURIER = "settler_courier"
 """Sees which webhooks have something to send, and takes leases; the application role can switch to it."""
 
+JANITOR = "settler_janitor"
+"""Deletes what is past a tenant's retention; the application role can switch to it."""
+
 _LIMITS = {
     # A process that is stopped inside a transaction keeps its row locks, and with them the position that its
     # successor waits for. The longest honest pause is a wait for Kafka, which gives up after 10 s.
@@ -41,7 +44,7 @@ def check_role_names(settings: Settings) -> None:
     Raises:
         ConfigurationError: DB_APP_USER is the owner or one of the group roles.
     """
-    if settings.db_app_user in (settings.db_user, SERVICES, RELAY, COURIER):
+    if settings.db_app_user in (settings.db_user, SERVICES, RELAY, COURIER, JANITOR):
         raise ConfigurationError(
             f"DB_APP_USER: {settings.db_app_user!r} is taken; name a login of its own for the services"
         )
@@ -57,7 +60,7 @@ async def create_database(maintenance: Connection, settings: Settings) -> None:
 
 async def create_roles(maintenance: Connection, settings: Settings) -> None:
     """Create the roles that are missing, and take from all of them whatever they must not have."""
-    for name in (SERVICES, RELAY, COURIER):
+    for name in (SERVICES, RELAY, COURIER, JANITOR):
         await _create_role(maintenance, queries.CREATE_GROUP, name)
     login = settings.db_app_user
     await _create_role(maintenance, queries.CREATE_LOGIN, login)
@@ -67,6 +70,7 @@ async def create_roles(maintenance: Connection, settings: Settings) -> None:
     await execute_formatted(maintenance, queries.JOIN_SERVICES, login)
     await execute_formatted(maintenance, queries.JOIN_RELAY, login)
     await execute_formatted(maintenance, queries.JOIN_COURIER, login)
+    await execute_formatted(maintenance, queries.JOIN_JANITOR, login)
 
 
 async def _create_role(maintenance: Connection, statement: str, name: str) -> None:

@@ -1,4 +1,7 @@
-"""Whose rows a connection may see: the setting ``app.tenant_id``, which every row-level policy compares with."""
+"""Whose rows a connection may see: the setting ``app.tenant_id``, which every row-level policy compares with.
+
+The search path goes with it: a tenant that has a schema of its own finds its tables there.
+"""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ SET previous_secret_key_id = secret_key_id, previous_secret_encrypted = secret_e
 WHERE tenant_id = $1 AND id = $2
 """
 DELETE_WEBHOOK: Final = "DELETE FROM webhooks WHERE tenant_id = $1 AND id = $2 RETURNING url"
+DELETE_LANE: Final = "DELETE FROM webhook_lanes WHERE tenant_id = $1 AND webhook_id = $2"
 WAKE_LANE: Final = """
 UPDATE webhook_lanes SET due_at = now(), failures = 0, failing_since = NULL, paused_until = '-infinity'
 WHERE tenant_id = $1 AND webhook_id = $2

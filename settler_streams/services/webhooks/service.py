@@ -206,6 +206,7 @@ class WebhookService:
             url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, webhook_id)
             if url is None:
                 raise missing(tenant_id, webhook_id)
+            await tx.execute(queries.DELETE_LANE, tenant_id, webhook_id)
             await audit(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before={"url": url})
 
 

@@ -21,8 +21,7 @@ ROWS = {
     "webhook_deliveries": "WITH w AS (INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, secret_key_id) "
     "VALUES ($1, $2, 'https://a', 's', 'k')) "
     "INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body) VALUES ($1, $2, $2, 't', '{}')",
-    "webhook_lanes": "WITH w AS (INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, secret_key_id) "
-    "VALUES ($1, $2, 'https://a', 's', 'k')) INSERT INTO webhook_lanes (tenant_id, webhook_id) VALUES ($1, $2)",
+    "webhook_lanes": "INSERT INTO webhook_lanes (tenant_id, webhook_id) VALUES ($1, $2)",
     "jobs": "INSERT INTO jobs (tenant_id, job_id, decision, decision_version) VALUES ($1, $2, 'admitted', 0)",
     "executions": "INSERT INTO executions (tenant_id, job_id, attempt, executor, status, source_version) "
     "VALUES ($1, $2, 1, 'e', 'running', 0)",
@@ -34,6 +33,8 @@ ROWS = {
     "tenant_signals": "INSERT INTO tenant_signals VALUES ($1, $2, 'noisy', 'r', '{}', now(), 0)",
     "feature_flags": "INSERT INTO feature_flags (tenant_id, flag, scope, enabled, changed_by, changed_at, "
     "source_version) VALUES ($1, $2::uuid::text, 'tenant', true, 'me', now(), 0)",
+    "tenant_retention": "INSERT INTO tenant_retention (tenant_id, kind, keep_days) "
+    "SELECT $1, 'usage', 1 + (hashtext($2::uuid::text) & 1023)",
     "dead_letters": "INSERT INTO dead_letters VALUES ($1, 0, hashtext($2::uuid::text)::bigint & 65535, 'admission', "
     "'not-json', 'd', 't', 0, 0, 1, now())",
     "audit_logs": "INSERT INTO audit_logs (tenant_id, id, actor, action, subject, recorded_at) "
@@ -47,7 +48,7 @@ async def test_the_rows_here_cover_every_tenant_table(owner):
         "SELECT table_name FROM information_schema.columns WHERE column_name = 'tenant_id' AND table_schema = 'public'"
         " AND table_name NOT LIKE 'accepted%'"
     )
-    assert {row[0] for row in tables} - {"outbox", "tenant_slugs"} == set(ROWS)
+    assert {row[0] for row in tables} - {"outbox", "tenant_schemas", "tenant_slugs"} == set(ROWS)
 
 
 async def fill(pool, tenant_id):

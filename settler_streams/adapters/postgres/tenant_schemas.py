@@ -1,0 +1,151 @@
+"""Schemas of single tenants: moving a tenant in or out, comparing layouts, and bringing all schemas to a new one.
+
+Run by the owner of the database. Each schema is changed in one transaction of its own, so whatever is killed half-way
+leaves each tenant either where it was or where it should be; repeating the call does what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from settler_streams.adapters.postgres import queries
+from settler_streams.adapters.postgres.failures import translated
+from settler_streams.adapters.postgres.roles import execute_formatted
+from settler_streams.adapters.postgres.tenant_context import TenantContext
+from settler_streams.errors import ConfigurationError, NotFoundError
+from settler_streams.ids import TenantId, canonical_tenant
+
+if TYPE_CHECKING:
+    from settler_streams.adapters.postgres.migrations import Migration
+    from settler_streams.adapters.postgres.roles import Connection
+    from settler_streams.settings import Settings
+
+SHARED = "public"
+PAGE = 100
+"""Names of schemas in memory at a time, however many there are."""
+TENANT_SCOPE = "-- scope: tenant"
+"""The first line of a migration that changes tables which tenants' schemas have too: it is run in each of them."""
+MOVE_LOCK_WAIT = "30s"
+"""Transactions of the tenant that are under way end within seconds; a move that waits longer gives up, and may be
+repeated. Those that begin meanwhile wait for it."""
+
+_CONNECT_S_MAX = 10.0
+_SCHEMA_NAME_PREFIX = "t_"
+
+Progress = Callable[[int, int], None]
+"""Told how many schemas are done, and of how many."""
+
+
+async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool) -> int:
+    """Put a tenant's rows into a schema of its own, or back among all others'; returns how many rows moved.
+
+    Everything or nothing. The tenant's transactions wait meanwhile; it takes about as long as writing the rows again.
+
+    Raises:
+        ConfigurationError: the tenant's schema is not at the layout of the shared one; migrate first.
+        NotFoundError: there is no such tenant.
+        UnavailableError: the server failed, or transactions of the tenant did not end in time.
+    """
+    async with owner_connection(settings) as connection, connection.transaction():
+        await execute_formatted(connection, queries.LIMIT_LOCK_WAIT_TO, MOVE_LOCK_WAIT)
+        await connection.execute(queries.LOCK_TENANT_SCHEMA, tenant_id)
+        await TenantContext.set(connection, tenant_id)
+        if not await connection.fetchval(queries.TENANT_EXISTS, tenant_id):
+            raise NotFoundError(f"no tenant {tenant_id}")
+        schema = await connection.fetchval(queries.SCHEMA_OF, tenant_id)
+        if own_schema == (schema is not None):
+            return 0
+        if own_schema:
+            await connection.execute(queries.CREATE_TENANT_SCHEMA)
+            schema = await connection.fetchval(queries.SCHEMA_OF, tenant_id)
+            return int(await connection.fetchval(queries.MOVE_TENANT_ROWS, SHARED, schema))
+        await _refuse_differences(connection, schema)
+        moved = int(await connection.fetchval(queries.MOVE_TENANT_ROWS, schema, SHARED))
+        await connection.execute(queries.FORGET_SCHEMA, tenant_id)
+        await execute_formatted(connection, queries.DROP_SCHEMA, schema)
+        return moved
+
+
+async def differences(connection: Connection, schema: str) -> list[str]:
+    """In what the schema's layout differs from the shared one, as statements; empty when the two are the same."""
+    return [row[0] for row in await connection.fetch(queries.LAYOUT_DIFFERENCES, schema)]
+
+
+async def schemas(connection: Connection) -> AsyncIterator[str]:
+    """The names of all tenants' schemas, in order, a page at a time."""
+    last = ""
+    while page := await connection.fetch(queries.SCHEMAS_AFTER, last, PAGE):
+        for row in page:
+            yield row[0]
+        last = page[-1][0]
+
+
+async def migrate_schemas(
+    connection: Connection, files: Sequence[Migration], progress: Progress = lambda _done, _all: None
+) -> int:
+    """Bring every tenant's schema to the layout of the shared one; returns how many were changed.
+
+    Raises:
+        ConfigurationError: a schema's layout differs afterwards; it stays as it was, and so do those behind it.
+    """
+    total, done, changed = int(await connection.fetchval(queries.SCHEMAS_COUNT)), 0, 0
+    async for schema in schemas(connection):
+        async with connection.transaction():
+            changed += await _migrate_schema(connection, schema, files)
+        done += 1
+        progress(done, max(total, done))
+    return changed
+
+
+async def _migrate_schema(connection: Connection, schema: str, files: Sequence[Migration]) -> bool:
+    tenant_id = tenant_of(schema)
+    await TenantContext.set(connection, tenant_id)
+    layout = await connection.fetchval(queries.LAYOUT_OF, tenant_id)
+    if layout is None:
+        raise ConfigurationError(f"schema {schema!r} belongs to no tenant that is known to have one")
+    if layout == files[-1].version:
+        return False
+    for migration in files:
+        if migration.version > layout and migration.sql.startswith(TENANT_SCOPE):
+            await connection.execute(migration.sql)
+    await connection.execute(queries.RECORD_LAYOUT, tenant_id, files[-1].version)
+    await _refuse_differences(connection, schema)
+    return True
+
+
+async def _refuse_differences(connection: Connection, schema: str) -> None:
+    if found := await differences(connection, schema):
+        raise ConfigurationError(f"the layout of schema {schema!r} differs from the shared one: " + "; ".join(found))
+
+
+def tenant_of(schema: str) -> TenantId:
+    """Whose schema it is, by its name."""
+    digits = schema.removeprefix(_SCHEMA_NAME_PREFIX)
+    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
+    return canonical_tenant("-".join(parts))
+
+
+@contextlib.asynccontextmanager
+async def owner_connection(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection of the database's owner.
+
+    Raises:
+        UnavailableError: the server cannot be reached, or fails meanwhile.
+    """
+    with translated():
+        connection = await asyncpg.connect(
+            host=settings.db_host,
+            port=settings.db_port,
+            database=settings.db_name,
+            user=settings.db_user,
+            password=settings.db_password.get_secret_value(),
+            timeout=_CONNECT_S_MAX,
+        )
+        try:
+            yield connection
+        finally:
+            await connection.close()

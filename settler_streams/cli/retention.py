@@ -1,0 +1,118 @@
+"""``settler tenants retention`` and ``sweep``: how long a tenant's past is kept, and deleting what is older."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
+from settler_streams.cli.target import settings_of
+from settler_streams.errors import InvalidRequestError
+from settler_streams.ids import TenantId, canonical_tenant
+from settler_streams.services import Retention, RetentionKind, RetentionService, Swept, TenantDirectory
+from settler_streams.settings import Settings
+
+FOR_EVER = "forever"
+
+
+class Period(click.ParamType):
+    """A number of days, or ``forever``."""
+
+    name = "days"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        """Days as an int; the word stays."""
+        if value == FOR_EVER:
+            return value
+        try:
+            return int(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither a number of days nor {FOR_EVER!r}", param, ctx)
+
+
+@click.command()
+@click.argument("tenant")
+@flag("--executions", env="SETTLER_KEEP_EXECUTIONS", type=Period(), help="Finished jobs, with attempts and results.")
+@flag("--usage", env="SETTLER_KEEP_USAGE", type=Period(), help="Usage, and what was signalled about it.")
+@flag("--audit", env="SETTLER_KEEP_AUDIT", type=Period(), help="The audit log; 90 days at least.")
+@state_dir_flag()
+@json_flag()
+def retention(
+    tenant: str,
+    executions: int | str | None,
+    usage: int | str | None,
+    audit: int | str | None,
+    state_dir: Path,
+    as_json: bool,
+) -> None:
+    """Show how many days a tenant's past is kept, or change it; what is older is deleted within an hour."""
+    given = zip(RetentionKind, (executions, usage, audit), strict=True)
+    changed = {kind: None if days == FOR_EVER else int(days) for kind, days in given if days is not None}
+
+    async def work(settings: Settings) -> Retention:
+        async with _pool(settings) as pool:
+            service = RetentionService(pool)
+            if changed:
+                return await service.change(_tenant_id(tenant), changed, actor="cli")
+            return await service.get(_tenant_id(tenant))
+
+    periods = asyncio.run(work(settings_of(state_dir)))
+    kept = {kind.value: FOR_EVER if days is None else days for kind, days in periods.items()}
+    if as_json:
+        print_json(kept)
+    else:
+        print_table(("kept", "days"), kept.items())
+
+
+@click.command()
+@click.argument("tenants", nargs=-1)
+@state_dir_flag()
+@json_flag()
+def sweep(tenants: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
+    """Delete now what is past its period: of the tenants named, or of all."""
+    wanted = [_tenant_id(tenant) for tenant in tenants]
+
+    async def work(settings: Settings) -> Swept:
+        async with _pool(settings) as pool:
+            service = RetentionService(pool)
+            swept = Swept()
+            for tenant_id in wanted or await _everybody(settings):
+                swept += await service.sweep(tenant_id)
+            return swept
+
+    swept = asdict(asyncio.run(work(settings_of(state_dir))))
+    if as_json:
+        print_json(swept)
+    else:
+        print_table(("deleted", "rows"), swept.items())
+
+
+@asynccontextmanager
+async def _pool(settings: Settings) -> AsyncIterator[TenantConnectionPool]:
+    pool = await TenantConnectionPool.open(settings)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def _everybody(settings: Settings) -> list[TenantId]:
+    directory = TenantDirectory(settings)
+    await directory.start()
+    try:
+        return list(directory)
+    finally:
+        await directory.stop()
+
+
+def _tenant_id(text: str) -> TenantId:
+    try:
+        return canonical_tenant(text)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from error

@@ -1,0 +1,61 @@
+"""``settler tenants schema``: which tenants have a schema of their own, moving them, and comparing layouts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from settler_streams.adapters.postgres import tenant_schemas
+from settler_streams.cli.output import EXIT_DIFFERS, json_flag, print_json, print_table, state_dir_flag
+from settler_streams.cli.target import settings_of
+from settler_streams.errors import InvalidRequestError
+from settler_streams.ids import canonical_tenant
+from settler_streams.settings import Settings
+
+
+@click.group()
+def schema() -> None:
+    """Schemas of single tenants. New tenants get one while ENABLE_SCHEMA_PER_TENANT is true."""
+
+
+@schema.command()
+@click.argument("tenant")
+@click.argument("to", type=click.Choice(["own", "shared"]))
+@state_dir_flag()
+@json_flag()
+def move(tenant: str, to: str, state_dir: Path, as_json: bool) -> None:
+    """Move a tenant's rows into a schema of its own, or back. All or none; its transactions wait meanwhile."""
+    try:
+        tenant_id = canonical_tenant(tenant)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from error
+    moved = asyncio.run(tenant_schemas.move(settings_of(state_dir), tenant_id, own_schema=to == "own"))
+    if as_json:
+        print_json({"moved_rows": moved})
+    else:
+        click.echo(f"{moved} rows moved")
+
+
+@schema.command()
+@state_dir_flag()
+@json_flag()
+def check(state_dir: Path, as_json: bool) -> None:
+    """List the tenants' schemas, and in what each differs from the shared layout; exit code 3 if one does."""
+    found = asyncio.run(_differences(settings_of(state_dir)))
+    if as_json:
+        print_json(found)
+    else:
+        rows = [(name, line) for name, lines in found.items() for line in lines or ["as it should be"]]
+        print_table(("schema", "layout"), rows)
+    if any(found.values()):
+        raise SystemExit(EXIT_DIFFERS)
+
+
+async def _differences(settings: Settings) -> dict[str, list[str]]:
+    async with tenant_schemas.owner_connection(settings) as connection:
+        return {
+            name: await tenant_schemas.differences(connection, name)
+            async for name in tenant_schemas.schemas(connection)
+        }
