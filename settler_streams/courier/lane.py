@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -67,7 +67,7 @@ class Round:
     """What a lane has to send now, and how."""
 
     destination: Destination
-    secrets: tuple[bytes, ...]
+    secrets: tuple[bytes, ...] = field(repr=False)
     failures: int
     parcels: tuple[Parcel, ...]
 
