@@ -100,7 +100,9 @@ async def _round(stack: ProxiedStack, report: Report, console: Console, began_s:
         finally:
             _note(field, report)
     if report.problems:
-        console.print(f"logs of the processes, and what the topics held: {field.folder}", highlight=False)
+        with contextlib.suppress(shutil.Error):  # of files that the broker has removed meanwhile
+            shutil.copytree(stack.part("kafka").home, field.folder / "kafka")
+        console.print(f"logs of the processes and the broker, and what it held: {field.folder}", highlight=False)
     else:
         shutil.rmtree(field.folder)
 
@@ -139,8 +141,6 @@ async def _play(field: Field, report: Report, console: Console, began_s: float) 
     done("check")
     if findings.problems:  # the topics end with the stack
         (field.folder / "recording.pickle").write_bytes(pickle.dumps(recording))
-        with contextlib.suppress(shutil.Error):  # of files that the broker has removed meanwhile
-            shutil.copytree(field.stack.part("kafka").home, field.folder / "kafka")
     else:
         times = MUTANT_TIMES[report.name]
         for mutant, caught in mutants.try_all(recording, field.load.ledger, field.http.told, field.seed, times).items():

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from settler_streams.cli.main import settler
-from settler_streams.dev.bench import latency, report
+from settler_streams.dev.bench import latency, report, row_security
 from settler_streams.dev.bench.ground import prepared
 from settler_streams.dev.bench.hops import HOPS
 from settler_streams.dev.bench.run import PARTS, Figures, Sizes, run
@@ -24,6 +24,7 @@ SIZES = Sizes(
     rounds=1,
     recovery_keys=4_000,
     recorded_jobs=500,
+    row_security=row_security.Sizes(tenants=100, runs=20),
     latency=latency.Sizes(idle_jobs=5, burst_jobs=10, half_load_s=2.0),
     tenants=100,
 )
@@ -71,6 +72,14 @@ def test_every_figure_is_there(document: dict[str, Any]) -> None:
         assert set(hops) == set(HOPS)
         assert hops["executor"] > 0
     assert document["machine"]["cpus"] >= 1
+
+
+def test_the_cost_of_row_level_security_is_told_of_every_statement(document: dict[str, Any]) -> None:
+    costs = document["row_security"]
+    assert set(costs) == {*row_security.READS, row_security.RECORDER}
+    for cost in costs.values():
+        assert 0 < cost["p50_ms"] <= cost["p95_ms"]
+        assert cost["ratio_p95"] > 0
 
 
 def test_every_program_got_the_same_requests_and_answered_each(document: dict[str, Any]) -> None:

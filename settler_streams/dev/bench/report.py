@@ -38,6 +38,11 @@ def document(figures: Figures) -> dict[str, Any]:
         found["latency_jobs_per_s_at_full_load"] = round(figures.latency.capacity_per_s, 1)
     if figures.recorder_rows_per_s is not None:
         found["recorder_rows_per_s"] = round(figures.recorder_rows_per_s)
+    if figures.row_security is not None:
+        found["row_security"] = {
+            name: {"p50_ms": round(c.p50_ms, 3), "p95_ms": round(c.p95_ms, 3), "ratio_p95": round(c.ratio_p95, 3)}
+            for name, c in figures.row_security.items()
+        }
     if figures.long is not None:
         found |= _long_run(figures.long)
     return {**found, "machine": _machine()}
@@ -76,6 +81,9 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             table.append((f"(e) request to result, {when}", f"p50 {times['p50']} ms, p99 {times['p99']} ms", hops))
     if "recorder_rows_per_s" in found:
         table.append(("(f) recorder into PostgreSQL", f"{found['recorder_rows_per_s']:,} rows/s", "under RLS"))
+    for name, cost in found.get("row_security", {}).items():
+        times = f"p50 {cost['p50_ms']} ms, p95 {cost['p95_ms']} ms"
+        table.append((f"row-level security: {name}", f"{cost['ratio_p95'] - 1:+.1%}", f"at p95; {times}"))
     if "peak_rss_mib" in found:
         table.append(("(g) memory of an admission worker, peak", f"{found['peak_rss_mib']:,} MiB", ""))
     if "long_run" in found:

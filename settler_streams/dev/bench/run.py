@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from settler_streams.dev.bench import latency, long_run, recorder, recovery, workload
+from settler_streams.dev.bench import latency, long_run, recorder, recovery, row_security, workload
 from settler_streams.dev.bench.ground import SEED, TENANTS, Ground
 from settler_streams.dev.bench.programs import Name, Program
 from settler_streams.dev.bench.throughput import Measured, Work, measure
 
-Part = Literal["rounds", "recovery", "recorder", "latency", "long"]
-PARTS: tuple[Part, ...] = ("rounds", "recovery", "recorder", "latency")
+Part = Literal["rounds", "recovery", "recorder", "row-security", "latency", "long"]
+PARTS: tuple[Part, ...] = ("rounds", "recovery", "recorder", "row-security", "latency")
 """What is measured unless something else is asked for."""
 STOCK_REQUESTS_MAX = 16_000
 
@@ -24,6 +25,7 @@ class Sizes:
     rounds: int = 2
     recovery_keys: int = 1_000_000
     recorded_jobs: int = 60_000
+    row_security: row_security.Sizes = field(default_factory=row_security.Sizes)
     latency: latency.Sizes = field(default_factory=latency.Sizes)
     long_events: int = 1_000_000
     tenants: int = TENANTS
@@ -44,6 +46,7 @@ class Figures:
     pipeline_two: list[Measured] = field(default_factory=list)
     recovery: recovery.Recovered | None = None
     recorder_rows_per_s: float | None = None
+    row_security: Mapping[str, row_security.Cost] | None = None
     latency: latency.Latencies | None = None
     long: long_run.LongRun | None = None
 
@@ -64,6 +67,9 @@ async def run(ground: Ground, sizes: Sizes, parts: tuple[Part, ...] = PARTS) -> 
     if "recorder" in parts:
         figures.recorder_rows_per_s = await recorder.measure(ground, sizes.recorded_jobs)
         ground.say(f"recorder: {figures.recorder_rows_per_s:,.0f} rows/s")
+    if "row-security" in parts:
+        figures.row_security = await row_security.measure(ground.settings, sizes.row_security)
+        ground.say(f"row-level security: at most {max(c.ratio_p95 for c in figures.row_security.values()) - 1:+.1%}")
     if "long" in parts:
         figures.long = await long_run.measure(ground, sizes.long_events)
     if "latency" in parts:  # last: the whole system stays up from here on

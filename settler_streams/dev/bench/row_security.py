@@ -1,0 +1,249 @@
+"""What row-level security costs: the gateway's and the recorder's own statements, on the same rows with it and without.
+
+Two databases hold the same rows of 10,000 tenants. In one of them row-level security is switched off on every table;
+all else, policies included, is the same. The statements run in turn on both, for the same tenant, so that what disturbs
+one moment disturbs both alike. What is timed is the statement, in the transaction that the services run it in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import statistics
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from settler_streams.adapters.postgres import queries as statements
+from settler_streams.adapters.postgres.effects import JobDecision, JobResult
+from settler_streams.adapters.postgres.migrations import migrate
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.adapters.postgres.tenant_schemas import owner_connection
+from settler_streams.dev.bench.ground import SEED
+from settler_streams.ids import TenantId
+from settler_streams.services import queries
+from settler_streams.settings import Settings
+
+if TYPE_CHECKING:
+    from settler_streams.adapters.postgres.pool import Transaction
+    from settler_streams.adapters.postgres.roles import Connection
+
+BLOCKS = 10
+"""The runs are timed in blocks, and a figure is the median of the blocks': a pause of the machine falls into one."""
+WARM_UP_RUNS = 20
+BATCH_TENANTS = 50
+"""Tenants of one batch of the recorder, which has two effects of each of them."""
+JOBS = 10
+"""Finished jobs of each tenant, each with five matches and five unmatched records."""
+KEY_HASH = b"\x01" * 32
+
+
+class Sizes(NamedTuple):
+    """Tenants in each database, and runs of each statement on each."""
+
+    tenants: int = 10_000
+    runs: int = 2_000
+
+
+class Cost(NamedTuple):
+    """Times of a statement under row-level security, and its 95th percentile by that without."""
+
+    p50_ms: float
+    p95_ms: float
+    ratio_p95: float
+
+
+def tenant(number: int) -> TenantId:
+    """The id of one of the tenants."""
+    return TenantId(str(_uuid(f"tenant {number}")))
+
+
+def job(number: int, which: int) -> uuid.UUID:
+    """The id of a job of a tenant's."""
+    return _uuid(f"job {number} {which}")
+
+
+def _uuid(name: str) -> uuid.UUID:
+    return uuid.UUID(bytes=hashlib.md5(name.encode(), usedforsecurity=False).digest())
+
+
+# The gateway's statements, with the arguments that it gives them for a tenant and one of its jobs.
+Arguments = Callable[[TenantId, uuid.UUID], tuple[object, ...]]
+READS: dict[str, tuple[str, Arguments]] = {
+    "authenticate": (queries.FIND_API_KEY, lambda tenant_id, _job: (tenant_id, KEY_HASH)),
+    "job": (queries.READ_JOB, lambda tenant_id, job_id: (tenant_id, job_id)),
+    "matches": (queries.READ_MATCHES, lambda tenant_id, job_id: (tenant_id, job_id, 0, 100)),
+    "unmatched": (queries.READ_UNMATCHED, lambda tenant_id, job_id: (tenant_id, job_id, 0, 100)),
+    "report": (queries.READ_REPORT, lambda tenant_id, job_id: (tenant_id, job_id)),
+    "quota": (queries.READ_QUOTA_USAGE, lambda tenant_id, _job: (tenant_id, "storage")),
+    "verdicts": (queries.CURRENT_VERDICTS, lambda tenant_id, _job: (tenant_id,)),
+}
+RECORDER = "recorder's batch"
+
+_SET_TENANTS = "SELECT set_config('bench.tenants', $1, true)"
+_FILL = """
+CREATE TEMP TABLE bench_tenants ON COMMIT DROP AS
+SELECT n, md5('tenant ' || n)::uuid AS tenant FROM generate_series(0, current_setting('bench.tenants')::int - 1) AS n;
+CREATE TEMP TABLE bench_jobs ON COMMIT DROP AS
+SELECT tenant, md5('job ' || n || ' ' || j)::uuid AS job FROM bench_tenants, generate_series(0, 9) AS j;
+
+INSERT INTO tenants (id, root_id, slug, name, tier) SELECT tenant, tenant, 't-' || n, 'T', 'growth' FROM bench_tenants;
+INSERT INTO api_keys (tenant_id, id, key_hash, name, scopes)
+SELECT tenant, tenant, decode(repeat('01', 32), 'hex'), 'k', '{jobs:read}' FROM bench_tenants;
+INSERT INTO tenant_quota_usage
+SELECT tenant, quota, 1, 0, 100, NULL, 1
+FROM bench_tenants, unnest(ARRAY['storage', 'monthly_reconciliations', 'concurrent_jobs']) AS quota;
+INSERT INTO tenant_signals (tenant_id, signal_id, kind, resource, signalled_at, source_version)
+SELECT tenant, md5('signal ' || n || ' ' || s)::uuid, 'noisy', 'requests', now(), s
+FROM bench_tenants, generate_series(1, 3) AS s;
+INSERT INTO jobs (tenant_id, job_id, kind, priority, decision, requested_at, decided_at, decision_version, outcome,
+                  accepted_attempt, finished_at, result_version)
+SELECT tenant, job, 'reconciliation', 'normal', 'admitted', now(), now(), 1, 'succeeded', 1, now(), 2 FROM bench_jobs;
+INSERT INTO executions (tenant_id, job_id, attempt, executor, status, source_version)
+SELECT tenant, job, 1, 'e', 'succeeded', 1 FROM bench_jobs;
+INSERT INTO reports SELECT tenant, job, 1, 'EUR', 5, 10, 5, 5, 0, 0, 0, 5, 5, 0, 0, 0, 0 FROM bench_jobs;
+INSERT INTO matches
+SELECT tenant, job, 1, r, 'exact', 'l', ARRAY['r'], 'EUR', 'EUR', 1, 1, 0 FROM bench_jobs, generate_series(1, 5) AS r;
+INSERT INTO unmatched (tenant_id, job_id, attempt, row_no, side, record_no, reason)
+SELECT tenant, job, 1, r, 'left', r, 'missing' FROM bench_jobs, generate_series(1, 5) AS r;
+"""
+
+Run = Callable[[TenantConnectionPool, int, int], Awaitable[float]]
+"""Runs a statement for a tenant and the number of the run; returns the seconds that it took."""
+
+
+async def measure(settings: Settings, sizes: Sizes) -> Mapping[str, Cost]:
+    """What row-level security costs each statement.
+
+    Args:
+        settings: of a server; two databases are made on it, and stay with it.
+        sizes: how much is measured.
+    """
+    drawn = random.Random(SEED)  # noqa: S311 - repeatable, not secret
+    async with filled(settings, "secured", sizes.tenants) as secured, filled(settings, "open", sizes.tenants) as opened:
+        async with owner_connection(database(settings, "open")) as owner:
+            await _switch(owner, "DISABLE")
+        runs = {name: _read(*read) for name, read in READS.items()} | {RECORDER: _record(sizes.tenants)}
+        return {name: await _compare(secured, opened, run, sizes, drawn) for name, run in runs.items()}
+
+
+def database(settings: Settings, name: str) -> Settings:
+    """The settings of one of the two databases."""
+    return settings.model_copy(update={"db_name": f"{settings.db_name}_{name}"})
+
+
+@asynccontextmanager
+async def filled(settings: Settings, name: str, tenants: int) -> AsyncIterator[TenantConnectionPool]:
+    """A new database with the rows of so many tenants, vacuumed and analysed; row-level security is on."""
+    settings = database(settings, name)
+    await migrate(settings)
+    async with owner_connection(settings) as owner:
+        await _switch(owner, "DISABLE")  # or an owner that is no superuser could not write for all of them
+        async with owner.transaction():
+            await owner.execute(_SET_TENANTS, str(tenants))
+            await owner.execute(_FILL)
+        await _switch(owner, "ENABLE")
+        await owner.execute("VACUUM ANALYZE")
+    pool = await TenantConnectionPool.open(settings)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def _switch(owner: Connection, how: str) -> None:
+    for row in await owner.fetch(
+        "SELECT DISTINCT polrelid::regclass::text FROM pg_policy JOIN pg_class c ON c.oid = polrelid"
+        " WHERE c.relnamespace = 'public'::regnamespace"
+    ):
+        await owner.execute(f"ALTER TABLE {row[0]} {how} ROW LEVEL SECURITY")
+
+
+def _read(query: str, arguments: Arguments) -> Run:
+    async def run(pool: TenantConnectionPool, number: int, which: int) -> float:
+        async with pool.tenant(tenant(number), read_only=True) as tx:
+            given = arguments(tenant(number), job(number, which % JOBS))
+            began_s = time.perf_counter()
+            found = await tx.fetch(query, *given)
+            seconds = time.perf_counter() - began_s
+        if not found:
+            raise LookupError(f"no row for tenant {number}")
+        return seconds
+
+    return run
+
+
+def _record(tenants: int) -> Run:
+    """A batch of the recorder: a decision and a result for each of some tenants, as new as the number of the run."""
+
+    async def run(pool: TenantConnectionPool, _number: int, which: int) -> float:
+        chosen = random.Random(which).sample(range(tenants), BATCH_TENANTS)  # noqa: S311 - repeatable, not secret
+        batch = {tenant(number): _effects(number, 10 + which) for number in chosen}
+        text = msgspec.json.encode(batch).decode()
+        async with pool.platform() as tx:
+            began_s = time.perf_counter()
+            await tx.execute(statements.PROJECT_BATCH, text)
+            return time.perf_counter() - began_s
+
+    return run
+
+
+def _effects(number: int, version: int) -> dict[str, list[JobDecision | JobResult]]:
+    tenant_id, job_id = tenant(number), str(job(number, version % JOBS))
+    decision = JobDecision(
+        tenant_id=tenant_id,
+        job_id=job_id,
+        kind="reconciliation",
+        priority="normal",
+        decision="admitted",
+        requested_at_ms=1,
+        decided_at_ms=2,
+        source_version=version,
+    )
+    result = JobResult(
+        tenant_id=tenant_id,
+        job_id=job_id,
+        outcome="succeeded",
+        accepted_attempt=1,
+        finished_at_ms=3,
+        source_version=version,
+    )
+    return {decision.KIND: [decision], result.KIND: [result]}
+
+
+async def _compare(
+    secured: TenantConnectionPool, opened: TenantConnectionPool, run: Run, sizes: Sizes, drawn: random.Random
+) -> Cost:
+    """The statement on both in turn, each first as often as the other."""
+    for which in range(WARM_UP_RUNS):
+        for pool in (secured, opened):
+            await run(pool, which % sizes.tenants, which)
+    p50, p95, ratio = [], [], []
+    which = WARM_UP_RUNS
+    for _ in range(BLOCKS):
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(max(2, sizes.runs // BLOCKS)):
+            number = drawn.randrange(sizes.tenants)
+            which += 1
+            for turn in ((0, 1), (1, 0))[which % 2]:
+                times[turn].append(await run((secured, opened)[turn], number, which))
+        mine, other = (statistics.quantiles(each, n=20)[-1] for each in times)
+        p50.append(statistics.median(times[0]))
+        p95.append(mine)
+        ratio.append(mine / other)
+    return Cost(statistics.median(p50) * 1e3, statistics.median(p95) * 1e3, statistics.median(ratio))
+
+
+async def plan(tx: Transaction, query: str, arguments: tuple[object, ...]) -> list[dict[str, Any]]:
+    """The nodes of a statement's plan, as PostgreSQL shows them."""
+    (found,) = json.loads(await tx.fetchval("EXPLAIN (FORMAT JSON) " + query, *arguments))
+    nodes, open_nodes = [], [found["Plan"]]
+    while open_nodes:
+        nodes.append(open_nodes.pop())
+        open_nodes += nodes[-1].get("Plans", ())
+    return nodes
