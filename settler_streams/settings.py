@@ -7,6 +7,7 @@ what the specification does not name starts with ``SETTLER_``.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, Vali
 from settler_streams.errors import ConfigurationError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+_WEBHOOK_KEY = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]{0,31}):(?P<key>[0-9a-fA-F]{64})")
 
 
 def _env(name: str, default: Any, doc: str, **constraints: Any) -> Any:
@@ -102,6 +104,37 @@ class Settings(BaseModel):
         "ENABLE_SCHEMA_PER_TENANT", False, "a new tenant gets a PostgreSQL schema of its own"
     )
 
+    # Webhooks
+    webhook_keys: SecretStr | None = _env(
+        "SETTLER_WEBHOOK_KEYS",
+        None,
+        "keys of webhook secrets, as name:64 hexadecimal digits, comma-separated; the first encrypts, all decrypt; "
+        "unset: there are no webhooks",
+    )
+    webhook_allow_http: bool = _env("SETTLER_WEBHOOK_ALLOW_HTTP", False, "whether webhooks may be sent without TLS")
+    webhook_allow_private: bool = _env(
+        "SETTLER_WEBHOOK_ALLOW_PRIVATE",
+        False,
+        "whether webhooks may go to private addresses; to loopback ones then without TLS too",
+    )
+    webhook_ca_file: Path | None = _env(
+        "SETTLER_WEBHOOK_CA_FILE", None, "PEM file of the authorities that sign endpoints; unset: the system's"
+    )
+    webhooks_per_tenant: int = _env("SETTLER_WEBHOOKS_PER_TENANT", 10, "webhooks that a tenant may have", ge=1, le=1000)
+    webhook_lanes: int = _env(
+        "SETTLER_WEBHOOK_LANES",
+        32,  # up to four bodies of a mebibyte at most each: 128 MiB if all of them were that large
+        "webhooks that one courier serves at a time",
+        ge=1,
+        le=256,
+    )
+    webhook_timeout_s: int = _env(
+        "SETTLER_WEBHOOK_TIMEOUT_S", 10, "how long an endpoint may take to answer, connecting included", ge=1, le=30
+    )
+    webhook_retry_s: int = _env(
+        "SETTLER_WEBHOOK_RETRY_S", 86_400, "how long a delivery is tried before it is a dead letter", ge=1, le=604_800
+    )
+
     # Processes
     gateway_host: str = _env("SETTLER_GATEWAY_HOST", "127.0.0.1", "address the gateway listens on", min_length=1)
     gateway_port: Port = _env("SETTLER_GATEWAY_PORT", 8080, "port the gateway listens on")
@@ -144,6 +177,24 @@ class Settings(BaseModel):
         if self.kafka_ssl_key_file is not None and self.kafka_ssl_cert_file is None:
             raise ValueError("KAFKA_SSL_KEY_FILE needs KAFKA_SSL_CERT_FILE")
         return self
+
+    @model_validator(mode="after")
+    def _check_webhook_keys(self) -> Settings:
+        self.webhook_keys_by_name()
+        return self
+
+    def webhook_keys_by_name(self) -> dict[str, bytes]:
+        """The 256-bit keys by their names, the one that encrypts first. An error quotes none of them."""
+        given = self.webhook_keys.get_secret_value() if self.webhook_keys is not None else ""
+        keys: dict[str, bytes] = {}
+        for entry in given.split(",") if given else ():
+            match = _WEBHOOK_KEY.fullmatch(entry.strip())
+            if match is None or match["name"] in keys:
+                raise ValueError(
+                    "SETTLER_WEBHOOK_KEYS: name:64 hexadecimal digits, comma-separated, each name (a-z, 0-9, -) once"
+                )
+            keys[match["name"]] = bytes.fromhex(match["key"])
+        return keys
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -1,8 +1,9 @@
 -- A schema per tenant, for those who want one: the same tables, under the same rules, with the rows of one tenant.
 --
--- What belongs to all stays in this schema: the tenants and their slugs, the outbox, the flags (a tenant reads the
--- platform's as well), stream positions, functions. Everything else is found by name along the search path, which is
--- set together with the context: a tenant's own schema first, if it has one. Row-level security binds in both.
+-- What belongs to all stays in this schema: the tenants and their slugs, the outbox, the lanes of webhooks, the flags (a
+-- tenant reads the platform's as well), stream positions, functions. Everything else is found by name along the search
+-- path, which is set together with the context: a tenant's own schema first, if it has one. Row-level security binds in
+-- both.
 
 -- Which tenants have a schema. `layout` is the number of the last migration that the schema has seen.
 CREATE TABLE tenant_schemas (
@@ -56,6 +57,7 @@ BEGIN
         IF effects ? 'flag' THEN PERFORM project_flags(tenant, effects -> 'flag'); END IF;
         IF effects ? 'audit_entry' THEN PERFORM project_audit_entries(tenant, effects -> 'audit_entry'); END IF;
         IF effects ? 'dead_letter' THEN PERFORM project_dead_letters(tenant, effects -> 'dead_letter'); END IF;
+        IF effects ? 'webhook_event' THEN PERFORM queue_webhook_deliveries(tenant, effects -> 'webhook_event'); END IF;
     END LOOP;
     PERFORM set_config('app.tenant_id', coalesce(before, ''), true);
     PERFORM set_config('search_path', path, true);
@@ -68,7 +70,7 @@ LANGUAGE sql STABLE
 AS $$
     SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = of_schema AND c.relkind IN ('r', 'p')
-      AND c.relname NOT IN ('outbox', 'feature_flags', 'tenant_schemas', 'tenant_slugs')
+      AND c.relname NOT IN ('outbox', 'feature_flags', 'tenant_schemas', 'tenant_slugs', 'webhook_lanes')
       AND EXISTS (SELECT FROM pg_attribute a
                   WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
 $$;

@@ -21,10 +21,13 @@ _COUNT = click.IntRange(0, PROCESSES_MAX)
 @flag("--executors", env="SETTLER_EXECUTORS", type=_COUNT, default=1, help="Executor processes.")
 @flag("--workers", env="SETTLER_WORKERS", type=_COUNT, default=1, help="Worker processes, each with every role.")
 @flag("--gateway/--no-gateway", env="SETTLER_GATEWAY", default=True, help="Whether to serve HTTP.")
+@flag("--courier/--no-courier", env="SETTLER_COURIER", default=True, help="Whether to send webhooks.")
 @flag("--detach", env="SETTLER_DETACH", is_flag=True, help="Return when everything is up; `settler down` stops it.")
 @state_dir_flag()
 @json_flag()
-def up(executors: int, workers: int, gateway: bool, detach: bool, state_dir: Path, as_json: bool) -> None:
+def up(
+    executors: int, workers: int, gateway: bool, courier: bool, detach: bool, state_dir: Path, as_json: bool
+) -> None:
     """Start everything on this machine: Kafka, PostgreSQL, Valkey, and our own processes.
 
     Stays until Ctrl-C, then stops it all. What runs already is reused. A process that ends is started again.
@@ -32,12 +35,12 @@ def up(executors: int, workers: int, gateway: bool, detach: bool, state_dir: Pat
     system = LocalSystem(state_dir)
     stop = _stop_on_signals()
     try:
-        system.up(executors, workers, gateway=gateway)
+        system.up(executors, workers, gateway=gateway, courier=courier)
         _print(system.status(), as_json=as_json)
         if detach:
             return
         click.echo("up; Ctrl-C stops everything", err=True)
-        if executors or workers or gateway:
+        if executors or workers or gateway or courier:
             _watch(system, stop)
         else:
             stop.wait()

@@ -25,6 +25,7 @@ COMMANDS = {
     "tenants": "settler_streams.cli.tenants:tenants",
     "worker": "settler_streams.cli.processes:worker",
     "executor": "settler_streams.cli.processes:executor",
+    "courier": "settler_streams.cli.processes:courier",
     "gateway": "settler_streams.cli.processes:gateway",
     "topology": "settler_streams.cli.topology:topology",
     "migrate": "settler_streams.cli.migrate:migrate",

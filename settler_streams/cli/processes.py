@@ -1,4 +1,4 @@
-"""The processes of a deployment: ``settler worker``, ``settler executor``, ``settler gateway``."""
+"""The processes of a deployment: ``settler worker``, ``executor``, ``courier``, ``gateway``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.telemetry import logs
 from settler_streams.adapters.telemetry.metrics import serve_metrics
 from settler_streams.cli.output import flag
+from settler_streams.courier.process import run as run_courier
 from settler_streams.errors import InvalidRequestError
 from settler_streams.executor.process import run as run_executor
 from settler_streams.gateway.serve import serve
@@ -43,6 +44,13 @@ def executor(name: str | None, pool: int) -> None:
     """Run jobs until SIGTERM; running ones may finish first. Settings come from the environment."""
     settings = _begin()
     uvloop.run(run_executor(settings, name=name, pool=pool))
+
+
+@click.command()
+def courier() -> None:
+    """Send webhooks until SIGTERM; requests under way may end. Settings come from the environment."""
+    settings = _begin()
+    uvloop.run(run_courier(settings))
 
 
 @click.command()

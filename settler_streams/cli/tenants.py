@@ -14,6 +14,7 @@ from settler_streams.cli.output import flag, json_flag, print_json, print_table,
 from settler_streams.cli.retention import retention, sweep
 from settler_streams.cli.target import settings_of
 from settler_streams.cli.tenant_schemas import schema
+from settler_streams.cli.webhooks import webhooks
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import TenantTier
 from settler_streams.ids import TenantId, canonical_tenant
@@ -118,6 +119,7 @@ tenants.add_command(sweep)
 tenants.add_command(schema)
 tenants.add_command(export)
 tenants.add_command(verify_export)
+tenants.add_command(webhooks)
 
 
 def _with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]]) -> T:

@@ -87,7 +87,7 @@ class LocalSystem:
         self._children: dict[str, ChildProcess] = {}
         self._restarts: dict[str, int] = {}
 
-    def up(self, executors: int = 1, workers: int = 1, *, gateway: bool = True) -> Settings:
+    def up(self, executors: int = 1, workers: int = 1, *, gateway: bool = True, courier: bool = False) -> Settings:
         """Have everything running: services, schema, topics, then this many processes of ours.
 
         What runs already is reused; surplus workers and executors are stopped. On failure the processes that this call
@@ -107,7 +107,8 @@ class LocalSystem:
         with self._locked():
             _run(prepare(settings))
             state = self._load()
-            wanted = [*_numbered("worker", workers), *_numbered("executor", executors), *(["gateway"] * gateway)]
+            wanted = [*_numbered("worker", workers), *_numbered("executor", executors)]
+            wanted += ["courier"] * courier + ["gateway"] * gateway
             self._stop([name for name in self._children if name not in wanted], state)
             fresh = [name for name in wanted if not self._alive(name)]
             try:

@@ -188,6 +188,11 @@ class ProjectionStep:
                     continue
                 yield Record(topic, tp.partition, raw.offset, key, event, traceparent_of(raw))
 
+    @property
+    def raw(self) -> Raw:
+        """The record in hand, as it lies in Kafka."""
+        return self._raw
+
     def project(self, effects_of: Callable[[Record], Sequence[Effect]], record: Record) -> Sequence[Effect]:
         """Ask for a record's rows; one that cannot be projected becomes a dead letter and has none."""
         try:

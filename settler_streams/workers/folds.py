@@ -9,7 +9,7 @@ from typing import Any
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.agents import admission, dead_letters, flags, noisy_neighbour, recorder, scheduler
+from settler_streams.agents import admission, dead_letters, flags, noisy_neighbour, recorder, scheduler, webhooks
 from settler_streams.core.fold import State, Value
 from settler_streams.runtime.app import BatchAgent, FoldApp
 from settler_streams.runtime.projection import ProjectionSession, ProjectionSpec
@@ -40,6 +40,7 @@ FOLDS: dict[str, Role] = {
 }
 PROJECTIONS: dict[str, BatchAgent] = {
     recorder.ROLE: recorder.recorder,
+    webhooks.ROLE: webhooks.webhooks,
     dead_letters.ROLE: dead_letters.dead_letters,
 }
 ROLES = (*FOLDS, *PROJECTIONS)

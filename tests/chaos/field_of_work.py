@@ -214,7 +214,7 @@ class Field:
 
     def start_recorder(self) -> None:
         """A worker for projections alone: it ends what the others left when no fold writes any more."""
-        self.fleet.add("recorder", ["worker", "--roles", "recorder,dead-letters"], self.environ_of("recorder"))
+        self.fleet.add("recorder", ["worker", "--roles", "recorder,webhooks,dead-letters"], self.environ_of("recorder"))
 
     async def _create_tenants(self) -> None:
         """Through the tenant service, which returns once admission knows them: so the fleet runs already.

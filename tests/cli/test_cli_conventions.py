@@ -19,7 +19,7 @@ from settler_streams.dev.stack.state import State, StateFile
 from settler_streams.errors import Disposition
 from settler_streams.events import REGISTRY
 
-UNTIL_STOPPED = {"worker", "executor", "gateway"}
+UNTIL_STOPPED = {"worker", "executor", "courier", "gateway"}
 FOR_PEOPLE = {"demo"}
 
 

@@ -91,7 +91,7 @@ def lives(pid: int) -> bool:
 def test_up_is_reused_survives_a_crash_restarts_what_ends_and_stops_at_ctrl_c(local: Local) -> None:
     with local.up() as first:
         running = local.pids()
-        assert set(running) == {"kafka", "postgres", "valkey", "worker-1", "executor-1", "gateway"}
+        assert set(running) == {"kafka", "postgres", "valkey", "worker-1", "executor-1", "courier", "gateway"}
         code, status = local.run("status")
         assert (code, status["running"]) == (0, True)
         for url in (f"{status['gateway_url']}/readyz", status["metrics_url"], *status["metrics_urls"].values()):
@@ -123,7 +123,7 @@ def test_up_is_reused_survives_a_crash_restarts_what_ends_and_stops_at_ctrl_c(lo
 
 
 def test_down_ends_an_up_that_runs_elsewhere(local: Local) -> None:
-    with local.up("--executors", "0", "--workers", "0") as up:
+    with local.up("--executors", "0", "--workers", "0", "--no-courier") as up:
         running = local.pids()
         assert set(running) == {"kafka", "postgres", "valkey", "gateway"}
         code, status = local.run("down")

@@ -34,7 +34,7 @@ def test_secrets_are_private(make: Callable[..., EmbeddedStack]) -> None:
     assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
     assert (stack.part("postgres").home / "data").stat().st_mode & 0o777 == 0o700
     assert (stack.state_dir / "valkey").stat().st_mode & 0o777 == 0o700
-    assert len(set(stored(stack).secrets.values())) == 3
+    assert len(set(stored(stack).secrets.values())) == 4
     hba = (stack.part("postgres").home / "data" / "pg_hba.conf").read_text()
     methods = {line.split()[-1] for line in hba.splitlines() if line.strip() and not line.startswith("#")}
     assert methods == {"scram-sha-256"}

@@ -17,13 +17,13 @@ from settler_streams.settings import Settings, variable_names
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("migrate", "worker", "executor", "gateway")
+OURS = ("migrate", "worker", "executor", "courier", "gateway")
 SCRAPES = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())["scrape_configs"]
 
 
 def test_everything_is_there() -> None:
     assert set(SERVICES) == {
-        "kafka", "postgres", "valkey", "migrate", "worker", "executor", "gateway", "prometheus", "grafana",
+        "kafka", "postgres", "valkey", "migrate", "worker", "executor", "courier", "gateway", "prometheus", "grafana",
         "otel-collector",
     }  # fmt: skip
     assert SERVICES["kafka"]["image"] == "apache/kafka:4.2.2"
@@ -67,8 +67,8 @@ def test_whatever_is_waited_for_can_be_waited_for() -> None:
 def test_secrets_come_from_the_environment_and_ports_are_local() -> None:
     for name, service in SERVICES.items():
         for key, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|AUTH|SECRET|TOKEN", key):
-                assert re.fullmatch(r"\$\{\w+:-\w+\}", value), (name, key)
+            if re.search("PASSWORD|AUTH|SECRET|TOKEN|KEYS", key):
+                assert re.fullmatch(r"\$\{\w+:-[\w:]+\}", value), (name, key)
         for port in service.get("ports", ()):
             assert port.startswith("127.0.0.1:"), (name, port)
 

@@ -53,11 +53,12 @@ _RULES: Final[dict[str, str]] = {
         relrowsecurity AND relforcerowsecurity
         AND EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid AND polname = 'platform_rows' AND polcmd = '*'))
     """,
-    "only feature_flags and the relay widen": """
+    "only feature_flags, the relay and the courier widen": """
     SELECT polrelid::regclass || '.' || polname FROM pg_policy
     WHERE polpermissive AND polname <> 'tenant_rows'
       AND (polrelid::regclass::text, polname::text)
-          NOT IN (('feature_flags', 'platform_rows'), ('outbox', 'relay_rows'), ('stream_positions', 'platform_rows'))
+          NOT IN (('feature_flags', 'platform_rows'), ('outbox', 'relay_rows'), ('stream_positions', 'platform_rows'),
+                  ('webhook_lanes', 'courier_rows'))
     """,
     "the tenant column is never NULL": "SELECT name FROM tenant_tables WHERE NOT attnotnull",
     "a primary key leads with the tenant": """
@@ -126,7 +127,7 @@ _RULES: Final[dict[str, str]] = {
     """,
     "the services' roles own nothing and stand above nothing": """
     SELECT rolname FROM pg_roles r
-    WHERE (rolname IN ('settler_services', 'settler_relay', 'settler_janitor')
+    WHERE (rolname IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor')
            OR EXISTS (SELECT FROM pg_auth_members
                       WHERE roleid = 'settler_services'::regrole AND member = r.oid AND inherit_option))
       AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole

@@ -1,4 +1,4 @@
-"""What the recorder writes: one type per kind of row, as the functions of ``0008_projection.sql`` read them.
+"""What projections write: one type per kind of row, as the functions of ``0008_projection.sql`` read them.
 
 Times are Unix milliseconds. ``source_version`` orders the states of one row: the greatest wins, whatever the order of
 arrival. For an event it is the offset of its record, since a tenant's events of one topic share a partition.
@@ -155,4 +155,19 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     refused_at_ms: int
 
 
-Effect: TypeAlias = JobDecision | JobResult | Execution | Usage | QuotaUsage | Signal | Flag | AuditEntry | DeadLetter
+class WebhookEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that the tenant's webhooks may want; ``body`` is the record's value. See ``0011_webhooks.sql``."""
+
+    KIND: ClassVar[str] = "webhook_event"
+
+    tenant_id: TenantId
+    event_id: str
+    event_type: str
+    body: str
+    appended_at_ms: int
+    source_version: int
+
+
+Effect: TypeAlias = (
+    JobDecision | JobResult | Execution | Usage | QuotaUsage | Signal | Flag | AuditEntry | DeadLetter | WebhookEvent
+)

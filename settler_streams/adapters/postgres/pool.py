@@ -41,7 +41,7 @@ class TenantConnectionPool:
 
     ``tenant()`` is the door for everything that belongs to a tenant. ``platform()`` is for what belongs to nobody
     (stream positions) or to the platform itself (global flags), under the nil UUID. ``relay()`` is for the outbox,
-    ``janitor()`` for what is past a tenant's retention.
+    ``courier()`` for the lanes of webhooks, ``janitor()`` for what is past a tenant's retention.
     A connection comes back without a context or is closed.
     """
 
@@ -113,6 +113,13 @@ class TenantConnectionPool:
         """One transaction as the outbox relay: every tenant's outbox rows, and nothing else in the database."""
         async with self.tenant(PLATFORM) as transaction:
             await transaction.execute(queries.BECOME_RELAY)
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def courier(self) -> AsyncIterator[Transaction]:
+        """One transaction as the courier: every webhook's lane, and nothing else in the database."""
+        async with self.tenant(PLATFORM) as transaction:
+            await transaction.execute(queries.BECOME_COURIER)
             yield transaction
 
     @contextlib.asynccontextmanager

@@ -13,6 +13,7 @@ SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true
                  'role ' || NULLIF(current_user, session_user))
 """
 BECOME_RELAY: Final = "SET LOCAL ROLE settler_relay"
+BECOME_COURIER: Final = "SET LOCAL ROLE settler_courier"
 BECOME_JANITOR: Final = "SET LOCAL ROLE settler_janitor"
 
 LOGIN_PRIVILEGES: Final = """
@@ -198,11 +199,12 @@ ALLOW_LOGIN: Final = "ALTER ROLE %I LOGIN PASSWORD %L"
 LIMIT_LOGIN: Final = "ALTER ROLE %I SET %I = %L"
 JOIN_SERVICES: Final = "GRANT settler_services TO %I WITH INHERIT TRUE, SET FALSE, ADMIN FALSE"
 JOIN_RELAY: Final = "GRANT settler_relay TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
+JOIN_COURIER: Final = "GRANT settler_courier TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
 JOIN_JANITOR: Final = "GRANT settler_janitor TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
 CLOSE_DATABASE: Final = "REVOKE ALL ON DATABASE %I FROM PUBLIC"
 OPEN_DATABASE: Final = "GRANT CONNECT ON DATABASE %I TO settler_services"
 CLOSE_SCHEMA: Final = "REVOKE ALL ON SCHEMA %I FROM PUBLIC"
-OPEN_SCHEMA: Final = "GRANT USAGE ON SCHEMA %I TO settler_services, settler_relay, settler_janitor"
+OPEN_SCHEMA: Final = "GRANT USAGE ON SCHEMA %I TO settler_services, settler_relay, settler_courier, settler_janitor"
 SEARCH_PATH: Final = "SELECT set_config('search_path', quote_ident($1) || ', pg_temp', true)"
 CREATE_LEDGER: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -20,6 +20,9 @@ SERVICES = "settler_services"
 RELAY = "settler_relay"
 """Reads and empties the outbox; the application role can switch to it."""
 
+COURIER = "settler_courier"
+"""Sees which webhooks have something to send, and takes leases; the application role can switch to it."""
+
 JANITOR = "settler_janitor"
 """Deletes what is past a tenant's retention; the application role can switch to it."""
 
@@ -41,7 +44,7 @@ def check_role_names(settings: Settings) -> None:
     Raises:
         ConfigurationError: DB_APP_USER is the owner or one of the group roles.
     """
-    if settings.db_app_user in (settings.db_user, SERVICES, RELAY, JANITOR):
+    if settings.db_app_user in (settings.db_user, SERVICES, RELAY, COURIER, JANITOR):
         raise ConfigurationError(
             f"DB_APP_USER: {settings.db_app_user!r} is taken; name a login of its own for the services"
         )
@@ -57,7 +60,7 @@ async def create_database(maintenance: Connection, settings: Settings) -> None:
 
 async def create_roles(maintenance: Connection, settings: Settings) -> None:
     """Create the roles that are missing, and take from all of them whatever they must not have."""
-    for name in (SERVICES, RELAY, JANITOR):
+    for name in (SERVICES, RELAY, COURIER, JANITOR):
         await _create_role(maintenance, queries.CREATE_GROUP, name)
     login = settings.db_app_user
     await _create_role(maintenance, queries.CREATE_LOGIN, login)
@@ -66,6 +69,7 @@ async def create_roles(maintenance: Connection, settings: Settings) -> None:
         await execute_formatted(maintenance, queries.LIMIT_LOGIN, login, name, value)
     await execute_formatted(maintenance, queries.JOIN_SERVICES, login)
     await execute_formatted(maintenance, queries.JOIN_RELAY, login)
+    await execute_formatted(maintenance, queries.JOIN_COURIER, login)
     await execute_formatted(maintenance, queries.JOIN_JANITOR, login)
 
 

@@ -109,6 +109,24 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (("sum by (status) (rate(settler_jobs_finished_total[$__rate_interval]))", "{{status}}"),),
         ),
     ),
+    "Webhooks": (
+        Panel(
+            "Requests by outcome",
+            "reqps",
+            (("sum by (outcome) (rate(settler_webhook_attempts_total[$__rate_interval]))", "{{outcome}}"),),
+        ),
+        Panel(
+            "Deliveries that ended",
+            "ops",
+            (("sum by (outcome) (rate(settler_webhook_deliveries_total[$__rate_interval]))", "{{outcome}}"),),
+        ),
+        Panel(
+            "Longest wait for a courier",
+            "s",
+            (("max(settler_webhook_queue_age_seconds)", "webhooks"),),
+            limit=60,
+        ),
+    ),
     "Streams": (
         Panel(
             "Records per second by role",

@@ -35,6 +35,8 @@ HTTP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)
 """Bucket bounds; the alert's two seconds are one of them, so its quantile is exact there."""
 STEP_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)
 """A step takes one Kafka transaction, some milliseconds; at thirty seconds it is given up."""
+WEBHOOK_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""An endpoint has thirty seconds at most."""
 BATCH_RECORDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 _MICROS = 1_000_000
@@ -100,6 +102,21 @@ class Metrics:
         )
         self.fold_now_age = gauge(
             "settler_fold_now_age_seconds", "How far a fold's clock lies behind the wall clock", ("role", "partition")
+        )
+
+        self.webhook_attempts = counter(
+            "settler_webhook_attempts_total",
+            "Requests to webhooks, by outcome: delivered, refused, gone, timeout, unreachable, forbidden",
+            ("outcome",),
+        )
+        self.webhook_attempt_seconds = histogram(
+            "settler_webhook_attempt_seconds", "Time of one request to a webhook", buckets=WEBHOOK_SECONDS
+        )
+        self.webhook_deliveries = counter(
+            "settler_webhook_deliveries_total", "Webhook deliveries that ended: delivered, or dead", ("outcome",)
+        )
+        self.webhook_queue_age = gauge(
+            "settler_webhook_queue_age_seconds", "How long the webhook that waits longest for a courier has waited"
         )
 
         # Looking a label up costs a microsecond; these are met once per job.

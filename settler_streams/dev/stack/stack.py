@@ -6,6 +6,7 @@ or stopped; unless it names the stack's own services, as in a shell that has eva
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -47,8 +48,8 @@ PORTS_OF: dict[PartName, tuple[str, ...]] = {
 }
 """The ports that each part listens on, by the names that ``ports=`` and the state file use."""
 
-SECRETS = ("postgres", "postgres-app", "valkey")
-"""The passwords that a stack makes for itself: of the superuser, of the services' role, and of Valkey."""
+SECRETS = ("postgres", "postgres-app", "valkey", "webhooks")
+"""What a stack makes for itself: passwords of the superuser, the services' role and Valkey; the webhooks' key."""
 
 LOCK_S_MAX = 900.0
 """Another start may be fetching 45 MB over a slow line; past a quarter of an hour it hangs."""
@@ -292,6 +293,9 @@ class EmbeddedStack:
                 "db_app_password": SecretStr(state.secret("postgres-app")),
                 "db_read_host": None,
             }
+            if self._base.webhook_keys is None:
+                key = hashlib.sha256(state.secret("webhooks").encode()).hexdigest()
+                update |= {"webhook_keys": SecretStr(f"local:{key}")}
         if "valkey" not in self.external:
             password = SecretStr(state.secret("valkey"))
             update |= {"redis_host": HOST, "redis_port": state.ports["valkey"], "redis_password": password}

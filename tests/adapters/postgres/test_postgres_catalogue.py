@@ -19,7 +19,8 @@ async def test_every_table_of_the_specification_is_there(owner):
         "api_keys", "audit_logs", "dead_letters", "domains", "executions", "feature_flags", "jobs", "matches", "outbox",
         "reports",
         "schema_migrations", "stream_positions", "tenant_quota_usage", "tenant_retention", "tenant_schemas",
-        "tenant_signals", "tenant_slugs", "tenant_usage", "tenants", "unmatched", "users", "webhooks",
+        "tenant_signals", "tenant_slugs", "tenant_usage", "tenants", "unmatched", "users", "webhook_deliveries",
+        "webhook_lanes", "webhooks",
     }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ async def test_a_protected_new_table_is_accepted(owner):
         ("CREATE POLICY extra ON jobs USING (true)", "every policy asks for a context: jobs.extra"),
         (
             "CREATE POLICY extra ON jobs USING (current_setting('app.tenant_id') <> '')",
-            "only feature_flags and the relay widen: jobs.extra",
+            "only feature_flags, the relay and the courier widen: jobs.extra",
         ),
         (
             "ALTER TABLE users DROP CONSTRAINT users_pkey CASCADE; ALTER TABLE users ADD PRIMARY KEY (id)",

@@ -16,7 +16,12 @@ ROWS = {
     "users": "INSERT INTO users (tenant_id, id, email, password_hash, role) VALUES ($1, $2, 'a@b', 'h', 'owner')",
     "api_keys": "INSERT INTO api_keys (tenant_id, id, key_hash, name) VALUES ($1, $2, sha256('k'), 'k')",
     "domains": "INSERT INTO domains (tenant_id, id, domain, verification_token) VALUES ($1, $2, 'a.example', 't')",
-    "webhooks": "INSERT INTO webhooks (tenant_id, id, url, secret_encrypted) VALUES ($1, $2, 'https://a', 's')",
+    "webhooks": "INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, secret_key_id) "
+    "VALUES ($1, $2, 'https://a', 's', 'k')",
+    "webhook_deliveries": "WITH w AS (INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, secret_key_id) "
+    "VALUES ($1, $2, 'https://a', 's', 'k')) "
+    "INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body) VALUES ($1, $2, $2, 't', '{}')",
+    "webhook_lanes": "INSERT INTO webhook_lanes (tenant_id, webhook_id) VALUES ($1, $2)",
     "jobs": "INSERT INTO jobs (tenant_id, job_id, decision, decision_version) VALUES ($1, $2, 'admitted', 0)",
     "executions": "INSERT INTO executions (tenant_id, job_id, attempt, executor, status, source_version) "
     "VALUES ($1, $2, 1, 'e', 'running', 0)",

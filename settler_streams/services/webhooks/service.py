@@ -1,0 +1,234 @@
+"""Webhooks as their tenant manages them: each change is one audited transaction in the tenant's own context.
+
+A secret is shown when it is made and never again. It is stored encrypted, since every delivery needs it in clear.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.core.webhooks import SECRET_BYTES, event_types, secret_text
+from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
+from settler_streams.ids import TenantId, uuid7
+from settler_streams.services.webhooks import queries
+from settler_streams.services.webhooks.deliveries import WebhookDeliveries
+from settler_streams.services.webhooks.destinations import Rules
+from settler_streams.services.webhooks.keyring import KeyRing
+from settler_streams.services.webhooks.rows import (
+    PLATFORM_ACTOR,
+    audit,
+    canonical_webhook,
+    lock,
+    missing,
+    now_ms,
+    owner,
+)
+from settler_streams.settings import Settings
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from settler_streams.adapters.postgres.pool import Transaction
+
+OVERLAP_S = 86_400
+"""For a day after a rotation both secrets sign: a receiver that knows either accepts."""
+OVERLAP_S_MAX = 30 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A webhook as its tenant sees it. No ``event_types`` means all public ones.
+
+    ``status`` is active, paused (deliveries queue) or disabled (nothing queues). ``failures`` counts those since the
+    last success, ``pending`` what waits, ``skipped`` events that found the queue full.
+    """
+
+    id: str
+    url: str
+    event_types: tuple[str, ...]
+    status: str
+    disabled_reason: str | None
+    created_at: dt.datetime
+    previous_secret_until: dt.datetime | None
+    failures: int
+    pending: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedSecret:
+    """A new secret of a webhook. ``secret`` exists only here: whoever loses it has to rotate."""
+
+    webhook_id: str
+    secret: str = field(repr=False)
+
+
+class WebhookService:
+    """The webhooks of tenants.
+
+    Every method raises UnavailableError when Postgres fails, and NotFoundError when the tenant has no such webhook.
+    """
+
+    def __init__(self, pool: TenantConnectionPool, settings: Settings) -> None:
+        self._pool = pool
+        self._rules = Rules.of(settings)
+        self._keys = KeyRing(settings)
+        self._per_tenant_max = settings.webhooks_per_tenant
+        self.deliveries = WebhookDeliveries(pool)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, settings: Settings) -> AsyncIterator[WebhookService]:
+        """A service with connections of its own, for a process that has none yet."""
+        pool = await TenantConnectionPool.open(settings)
+        try:
+            yield cls(pool, settings)
+        finally:
+            await pool.close()
+
+    async def create(
+        self,
+        tenant_id: TenantId,
+        url: str,
+        types: Iterable[str] = (),
+        *,
+        actor: str = PLATFORM_ACTOR,
+        request_id: str | None = None,
+    ) -> IssuedSecret:
+        """Make a webhook for events of ``types`` (none: all public ones) from now on.
+
+        Raises:
+            ConflictError: the tenant was deleted, or has as many webhooks as it may.
+            ConfigurationError: there is no key to encrypt the secret with.
+            InvalidRequestError: the URL or an event type is not acceptable.
+            NotFoundError: there is no such tenant.
+        """
+        self._rules.destination(url)
+        wanted = event_types(types)
+        webhook_id = uuid7(now_ms())
+        secret = secrets.token_bytes(SECRET_BYTES)
+        sealed = self._keys.seal(secret, owner(tenant_id, webhook_id))
+        async with self._pool.tenant(tenant_id) as tx:
+            status = await tx.fetchval(queries.LOCK_TENANT, tenant_id)
+            if status is None:
+                raise NotFoundError(f"no tenant {tenant_id}")
+            if status == "deleted":
+                raise ConflictError(f"tenant {tenant_id} was deleted")
+            if await tx.fetchval(queries.COUNT_WEBHOOKS, tenant_id) >= self._per_tenant_max:
+                raise ConflictError(f"a tenant has at most {self._per_tenant_max} webhooks; remove one first")
+            await tx.execute(queries.INSERT_WEBHOOK, tenant_id, webhook_id, url, wanted, sealed.key_id, sealed.blob)
+            await tx.execute(queries.INSERT_LANE, tenant_id, webhook_id)
+            after = {"url": url, "event_types": wanted}
+            await audit(tx, tenant_id, webhook_id, "webhook.created", actor, request_id, after=after)
+        return IssuedSecret(webhook_id, secret_text(secret))
+
+    async def list(self, tenant_id: TenantId) -> list[Webhook]:
+        """The tenant's webhooks, oldest first."""
+        async with self._pool.tenant(tenant_id) as tx:
+            return [_webhook(row) for row in await tx.fetch(queries.READ_WEBHOOKS, tenant_id, None)]
+
+    async def get(self, tenant_id: TenantId, webhook_id: str) -> Webhook:
+        """One of them."""
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
+        async with self._pool.tenant(tenant_id) as tx:
+            row = await tx.fetchrow(queries.READ_WEBHOOKS, tenant_id, webhook_id)
+        if row is None:
+            raise missing(tenant_id, webhook_id)
+        return _webhook(row)
+
+    async def pause(
+        self, tenant_id: TenantId, webhook_id: str, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
+    ) -> Webhook:
+        """Send nothing until :meth:`resume`; what happens meanwhile queues. What is under way ends.
+
+        Raises:
+            ConflictError: it is disabled.
+        """
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
+        async with self._pool.tenant(tenant_id) as tx:
+            before = await lock(tx, tenant_id, webhook_id)
+            if before["status"] == "disabled":
+                raise ConflictError(f"webhook {webhook_id} is disabled")
+            await _set_status(tx, tenant_id, webhook_id, before["status"], "paused", actor, request_id)
+        return await self.get(tenant_id, webhook_id)
+
+    async def resume(
+        self, tenant_id: TenantId, webhook_id: str, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
+    ) -> Webhook:
+        """Send again, what has queued first; also lets a disabled webhook hear of new events."""
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
+        async with self._pool.tenant(tenant_id) as tx:
+            before = await lock(tx, tenant_id, webhook_id)
+            await _set_status(tx, tenant_id, webhook_id, before["status"], "active", actor, request_id)
+        return await self.get(tenant_id, webhook_id)
+
+    async def rotate_secret(
+        self,
+        tenant_id: TenantId,
+        webhook_id: str,
+        *,
+        overlap_s: int = OVERLAP_S,
+        actor: str = PLATFORM_ACTOR,
+        request_id: str | None = None,
+    ) -> IssuedSecret:
+        """Make a new secret; the old one signs beside it for ``overlap_s`` seconds more, 0 for not at all.
+
+        The one before the old, if it still signed, ends now.
+
+        Raises:
+            ConfigurationError: there is no key to encrypt the secret with.
+            InvalidRequestError: the overlap is negative or longer than thirty days.
+        """
+        if not 0 <= overlap_s <= OVERLAP_S_MAX:
+            raise InvalidRequestError(f"the overlap is between 0 and {OVERLAP_S_MAX} s")
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
+        secret = secrets.token_bytes(SECRET_BYTES)
+        sealed = self._keys.seal(secret, owner(tenant_id, webhook_id))
+        async with self._pool.tenant(tenant_id) as tx:
+            await lock(tx, tenant_id, webhook_id)
+            await tx.execute(queries.ROTATE, tenant_id, webhook_id, sealed.key_id, sealed.blob, float(overlap_s))
+            after = {"overlap_s": overlap_s}
+            await audit(tx, tenant_id, webhook_id, "webhook.secret-rotated", actor, request_id, after=after)
+        return IssuedSecret(webhook_id, secret_text(secret))
+
+    async def delete(
+        self, tenant_id: TenantId, webhook_id: str, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
+    ) -> None:
+        """Remove a webhook and its deliveries, sent or not."""
+        webhook_id = canonical_webhook(tenant_id, webhook_id)
+        async with self._pool.tenant(tenant_id) as tx:
+            url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, webhook_id)
+            if url is None:
+                raise missing(tenant_id, webhook_id)
+            await tx.execute(queries.DELETE_LANE, tenant_id, webhook_id)
+            await audit(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before={"url": url})
+
+
+async def _set_status(
+    tx: Transaction,
+    tenant_id: TenantId,
+    webhook_id: str,
+    before: str,
+    after: str,
+    actor: str,
+    request_id: str | None,
+) -> None:
+    if before == after:
+        return
+    await tx.execute(queries.SET_STATUS, tenant_id, webhook_id, after, None)
+    if after == "active":
+        await tx.execute(queries.WAKE_LANE, tenant_id, webhook_id)
+    action = "webhook.paused" if after == "paused" else "webhook.resumed"
+    await audit(
+        tx, tenant_id, webhook_id, action, actor, request_id, before={"status": before}, after={"status": after}
+    )
+
+
+def _webhook(row: asyncpg.Record) -> Webhook:
+    return Webhook(**{**row, "id": str(row["id"]), "event_types": tuple(row["event_types"])})
