@@ -87,6 +87,19 @@ async def test_both_secrets_sign_until_the_overlap_ends(
         assert await tx.fetchval("SELECT previous_secret_encrypted FROM webhooks") is None, "what is over is forgotten"
 
 
+async def test_a_secret_whose_overlap_is_over_does_not_sign_even_before_it_is_forgotten(
+    pool: TenantConnectionPool, settings: Settings, service: WebhookService, new_tenant: NewTenant
+) -> None:
+    tenant = await new_tenant()
+    async with listening() as endpoint:
+        first = await service.create(tenant, endpoint.url)
+        second = await service.rotate_secret(tenant, first.webhook_id, overlap_s=0)
+        await queue(pool, finished(tenant))
+        async with courier(pool, settings):
+            (request,) = await endpoint.received(1)
+    assert [request.signed_with(one.secret) for one in (first, second)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("answer", "outcome"),
     [
