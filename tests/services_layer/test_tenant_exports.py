@@ -114,7 +114,8 @@ async def test_the_export_of_a_tenant_with_a_schema_is_the_same(
 
 
 def contents(manifest: Manifest) -> dict[str, str]:
-    return {file.path: file.sha256 for file in manifest.files}
+    """Of what nobody adds to meanwhile: admission goes on reporting what the tenant uses."""
+    return {file.path: file.sha256 for file in manifest.files if file.path != "events/tenant-signals.jsonl"}
 
 
 async def test_an_export_that_is_killed_half_way_is_not_there_and_the_next_one_is_whole(
