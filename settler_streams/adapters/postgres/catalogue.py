@@ -140,7 +140,7 @@ _RULES: Final[dict[str, str]] = {
     WHERE (rolname IN ('settler_services', 'settler_relay')
            OR EXISTS (SELECT FROM pg_auth_members
                       WHERE roleid = 'settler_services'::regrole AND member = r.oid AND inherit_option))
-      AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole
+      AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole OR rolreplication
            OR EXISTS (SELECT FROM pg_class WHERE relowner = r.oid)
            OR EXISTS (SELECT FROM pg_proc WHERE proowner = r.oid)
            OR has_schema_privilege(r.oid, current_schema(), 'CREATE'))

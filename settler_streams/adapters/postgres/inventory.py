@@ -70,7 +70,8 @@ _FACTS: Final[tuple[str, ...]] = (
     """,
     """
     SELECT format('rule %s on %s', w.rulename, c.relname)
-    FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class WHERE c.relnamespace = (TABLE here) AND w.rulename <> '_RETURN'
+    FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class
+    WHERE c.relnamespace = (TABLE here) AND w.rulename <> '_RETURN'
     """,
     """
     SELECT format('function %s of %s in %s: %s, leakproof %s, settings %s, source %s', p.oid::regprocedure, r.name,
@@ -129,8 +130,10 @@ _FACTS: Final[tuple[str, ...]] = (
     LEFT JOIN pg_init_privs i ON i.objoid = c.oid AND i.classoid = 'pg_class'::regclass AND i.objsubid = 0
     WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relacl IS DISTINCT FROM i.initprivs
     """,
-    "SELECT format('grant %s on parameter %s to %s', a.privilege_type, p.parname, r.name)"
-    " FROM pg_parameter_acl p CROSS JOIN aclexplode(p.paracl) a JOIN role r ON r.oid = a.grantee WHERE a.grantee <> 10",
+    """
+    SELECT format('grant %s on parameter %s to %s', a.privilege_type, p.parname, r.name)
+    FROM pg_parameter_acl p CROSS JOIN aclexplode(p.paracl) a JOIN role r ON r.oid = a.grantee WHERE a.grantee <> 10
+    """,
     # Whole features that would be doors of their own.
     "SELECT 'extension ' || extname FROM pg_extension",
     "SELECT 'publication ' || pubname FROM pg_publication",
