@@ -202,14 +202,14 @@ async def test_nothing_else_is_left_over_on_a_pooled_connection(single):
 
 
 async def test_a_cancelled_query_leaves_no_context(single):
-    async def sleep():
+    async def count_for_long():
         async with single.tenant(TenantId(B)) as tx:
-            asleep.set()
-            await tx.execute("SELECT pg_sleep(60)")
+            begun.set()
+            await tx.execute("SELECT count(*) FROM generate_series(1, 10000000000)")
 
-    asleep = asyncio.Event()
-    task = asyncio.create_task(sleep())
-    await asyncio.wait_for(asleep.wait(), _WAIT_S_MAX)
+    begun = asyncio.Event()
+    task = asyncio.create_task(count_for_long())
+    await asyncio.wait_for(begun.wait(), _WAIT_S_MAX)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

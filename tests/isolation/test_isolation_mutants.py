@@ -13,8 +13,8 @@ import pytest
 from settler_streams.adapters.postgres.catalogue import violations
 from settler_streams.adapters.postgres.inventory import differences
 from tests.adapters.postgres.test_postgres_isolation import ROWS
-from tests.isolation.mutants import mutants
 from tests.isolation.probe import ROW_ID, A, B, findings
+from tests.isolation.weakenings import mutants
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

@@ -98,6 +98,7 @@ WHERE outbox.tenant_id = sent.tenant_id AND outbox.id = sent.id
 
 # Migration
 
+SERVER_VERSION: Final = "SELECT current_setting('server_version_num')::integer"
 SERIALISE_MIGRATION: Final = "SELECT pg_advisory_lock(hashtextextended('settler/migrate', 0))"
 LIMIT_LOCK_WAIT: Final = "SET lock_timeout = '10s'"
 DATABASE_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
