@@ -53,6 +53,28 @@ _RULES: Final[dict[str, str]] = {
         relrowsecurity AND relforcerowsecurity
         AND EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid AND polname = 'platform_rows' AND polcmd = '*'))
     """,
+    "a tenant's policy says that and nothing more": """
+    SELECT t.name || '.' || p.polname FROM tenant_tables t JOIN pg_policy p ON p.polrelid = t.oid
+    JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = t.tenant_column
+    CROSS JOIN LATERAL format(
+        $$(%I = ( SELECT (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid AS "nullif"))$$,
+        a.attname) AS own_row
+    WHERE (p.polname = 'tenant_rows' OR p.polname = 'tenant_rows_only' AND t.name NOT IN ('feature_flags', 'outbox', 'webhook_lanes'))
+      AND (pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid)) IS DISTINCT FROM (own_row, own_row)
+    """,
+    "a group is joined as was intended": """
+    SELECT format('%s in %s', m.member::regrole, g.rolname) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+    WHERE g.rolname = 'settler_services' AND (m.set_option OR m.inherit_option AND m.admin_option)
+       OR g.rolname IN ('settler_relay', 'settler_courier', 'settler_janitor') AND (m.inherit_option OR m.set_option AND m.admin_option)
+       OR g.rolname NOT IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor') AND m.member IN (
+          SELECT member FROM pg_auth_members WHERE roleid = 'settler_services'::regrole AND inherit_option
+          UNION SELECT oid FROM pg_roles
+                 WHERE rolname IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor'))
+    """,
+    "no inheritance reaches across tables": """
+    SELECT inhrelid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition
+    """,
     "only feature_flags, the relay and the courier widen": """
     SELECT polrelid::regclass || '.' || polname FROM pg_policy
     WHERE polpermissive AND polname <> 'tenant_rows'
@@ -130,7 +152,7 @@ _RULES: Final[dict[str, str]] = {
     WHERE (rolname IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor')
            OR EXISTS (SELECT FROM pg_auth_members
                       WHERE roleid = 'settler_services'::regrole AND member = r.oid AND inherit_option))
-      AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole
+      AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole OR rolreplication
            OR EXISTS (SELECT FROM pg_class WHERE relowner = r.oid)
            OR EXISTS (SELECT FROM pg_proc WHERE proowner = r.oid)
            OR has_schema_privilege(r.oid, current_schema(), 'CREATE'))
@@ -144,14 +166,40 @@ _RULES: Final[dict[str, str]] = {
     """,
 }
 
+_REMEDIES: Final[dict[str, str]] = {
+    "row-level security is enabled and forced": "CALL protect_tenant_table where it is created",
+    "a permissive policy compares with the context": "CALL protect_tenant_table where it is created",
+    "restrictive policies bind every role in every command": "CALL protect_tenant_table where it is created",
+    "every policy asks for a context": "compare the tenant column with the context in its USING and WITH CHECK",
+    "positions belong to the platform alone": "put back what migration 0009 says",
+    "a tenant's policy says that and nothing more": "drop it and CALL protect_tenant_table",
+    "a group is joined as was intended": "REVOKE it and run `settler migrate`",
+    "no inheritance reaches across tables": "use a partition; the parent's policies alone would bind",
+    "only feature_flags and the relay widen": "drop it; a parent sees a child by switching context",
+    "the tenant column is never NULL": "ALTER COLUMN ... SET NOT NULL; platform-wide rows carry the nil UUID",
+    "a primary key leads with the tenant": "make it PRIMARY KEY (tenant_id, ...)",
+    "an index leads with the tenant": "make it (tenant_id, ...): a unique one would tell of others' rows",
+    "a foreign key carries the tenant": "make it FOREIGN KEY (tenant_id, ...) REFERENCES ... (tenant_id, ...)",
+    "a table belongs to tenants or is known not to": "give it a tenant_id and CALL protect_tenant_table",
+    "a view runs as its caller": "CREATE VIEW ... WITH (security_invoker = true)",
+    "a definer function is reviewed and pins its search path": "make it SECURITY INVOKER",
+    "no function is callable by everybody": "REVOKE EXECUTE ... FROM PUBLIC, GRANT it to settler_services",
+    "no relation is granted to everybody, nor beyond reading and writing rows": "REVOKE it",
+    "audit entries and positions cannot be taken back": "REVOKE it",
+    "the services' roles own nothing and stand above nothing": "change the owner, REVOKE CREATE, run `settler migrate`",
+    "money is not a float and a time has a zone": "use bigint minor units, timestamptz",
+}
+
+_ALL_RULES: Final = _TENANT_TABLES + " UNION ALL ".join(
+    f"SELECT $rule${rule}$rule$::text, found.name::text FROM ({query}) AS found (name)"  # noqa: S608
+    for rule, query in _RULES.items()
+)
+
 
 async def violations(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
-    """What breaks the rules in the current schema, as ``rule: object``; empty when every tenant is isolated.
+    """What breaks the rules in the current schema, as ``rule: object; what to do``; empty when tenants are isolated.
 
     Args:
         connection: any role may ask; the catalogue hides nothing that the rules need.
     """
-    found: list[str] = []
-    for rule, query in _RULES.items():
-        found += [f"{rule}: {row[0]}" for row in await connection.fetch(_TENANT_TABLES + query)]
-    return found
+    return [f"{rule}: {name}; {_REMEDIES[rule]}" for rule, name in await connection.fetch(_ALL_RULES)]

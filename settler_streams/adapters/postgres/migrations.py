@@ -12,6 +12,7 @@ import asyncpg
 
 from settler_streams.adapters.postgres import queries, roles
 from settler_streams.adapters.postgres.failures import translated
+from settler_streams.adapters.postgres.server_version import refuse_unsafe
 from settler_streams.adapters.postgres.tenant_schemas import Progress, migrate_schemas
 from settler_streams.errors import ConfigurationError
 from settler_streams.published import MIGRATIONS
@@ -60,14 +61,15 @@ async def migrate(
 
     Raises:
         ConfigurationError: a file was changed, removed or numbered below one that is already applied; a file name is
-            malformed or a number taken twice; the role names collide; a tenant's schema has another layout than the
-            shared one.
+            malformed or a number taken twice; the role names collide; the server has a known way around row-level
+            security; a tenant's schema has another layout than the shared one.
         UnavailableError: the server cannot be reached, or another migration runs for longer than the lock wait.
     """
     roles.check_role_names(settings)
     files = read_migrations(directory)
     # Roles are shared by all databases of the cluster, and an advisory lock holds in one database only.
     async with _locked(settings, _MAINTENANCE_DATABASE) as maintenance:
+        refuse_unsafe(await maintenance.fetchval(queries.SERVER_VERSION))
         await roles.create_roles(maintenance, settings)
         await roles.create_database(maintenance, settings)
     async with _locked(settings, settings.db_name) as connection:

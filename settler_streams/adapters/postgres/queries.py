@@ -181,6 +181,7 @@ ROWS_AS_JSON: Final = "SELECT to_jsonb(t) - $1::text[] FROM "
 
 # Migration
 
+SERVER_VERSION: Final = "SELECT current_setting('server_version_num')::integer"
 SERIALISE_MIGRATION: Final = "SELECT pg_advisory_lock(hashtextextended('settler/migrate', 0))"
 LIMIT_LOCK_WAIT: Final = "SET lock_timeout = '10s'"
 DATABASE_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
