@@ -100,6 +100,9 @@ class Settings(BaseModel):
     enable_schema_per_tenant: bool = _env(
         "ENABLE_SCHEMA_PER_TENANT", False, "a new tenant gets a PostgreSQL schema of its own"
     )
+    tenant_delete_grace_days: int = _env(
+        "TENANT_DELETE_GRACE_DAYS", 30, "how long a deleted tenant can be restored, in days", ge=0, le=3650
+    )
 
     # Processes
     gateway_host: str = _env("SETTLER_GATEWAY_HOST", "127.0.0.1", "address the gateway listens on", min_length=1)

@@ -7,15 +7,24 @@ from typing import Final
 # Tenants
 
 READ_TENANT: Final = """
-SELECT id, parent_id, root_id, slug, name, tier, status, config, quotas, version FROM tenants WHERE id = $1
+SELECT id, parent_id, root_id, slug, name, tier, status, config, quotas, version, erase_after, restored_as
+FROM tenants WHERE id = $1
 """
 LOCK_TENANT: Final = READ_TENANT + "FOR UPDATE"
+SHARE_TENANT: Final = READ_TENANT + "FOR SHARE"
 INSERT_TENANT: Final = """
 INSERT INTO tenants (id, parent_id, root_id, slug, name, tier, config, quotas)
 VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8::text::jsonb)
 """
 UPDATE_TENANT: Final = """
-UPDATE tenants SET tier = $2, status = $3, quotas = $4::text::jsonb, version = $5, updated_at = now() WHERE id = $1
+UPDATE tenants SET tier = $2, status = $3, quotas = $4::text::jsonb, version = $5, name = $6, config = $7::text::jsonb,
+       erase_after = $8, restored_as = $9, updated_at = now()
+WHERE id = $1
+"""
+INSERT_CHILD: Final = "INSERT INTO tenant_children (tenant_id, child_id) VALUES ($1, $2)"
+CHILDREN_AFTER: Final = """
+SELECT child_id FROM tenant_children WHERE tenant_id = $1 AND ($2::uuid IS NULL OR child_id > $2)
+ORDER BY child_id LIMIT $3
 """
 INSERT_OWNER: Final = """
 INSERT INTO users (tenant_id, id, email, password_hash, role) VALUES ($1, $2, $3, $4, 'owner')

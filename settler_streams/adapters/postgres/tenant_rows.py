@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from settler_streams.ids import TenantId
     from settler_streams.settings import Settings
 
-SECRETS = ("password_hash", "key_hash", "secret_encrypted", "verification_token")
+SECRETS = ("password_hash", "key_hash", "secret_encrypted", "verification_token", "invitation_hash")
 """Columns that are of use to nobody but this system."""
 
 Sink = Callable[[bytes], Coroutine[Any, Any, None]]
