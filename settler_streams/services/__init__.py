@@ -1,7 +1,7 @@
 """The services that the specification names, and what they need to run."""
 
 from settler_streams.services.acknowledgements import Acknowledgements
-from settler_streams.services.api_keys import ApiKeys, AuthenticationError, IssuedApiKey, Principal, Scope
+from settler_streams.services.api_keys import ApiKey, ApiKeys, AuthenticationError, IssuedApiKey, Principal, Scope
 from settler_streams.services.directory import TenantDirectory
 from settler_streams.services.flags import FeatureFlagService, FlagAnswer
 from settler_streams.services.neighbours import NoisyNeighborDetection, NoisyVerdict
@@ -12,15 +12,19 @@ from settler_streams.services.queue import PrioritizedQueue, QueueItem
 from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService
 from settler_streams.services.retention import Retention, RetentionKind, RetentionService, RetentionSweeper, Swept
 from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
+from settler_streams.services.users import Invitation, InvitationError, Role, User, UserService, UserStatus
 
 __all__ = [
     "Acknowledgements",
+    "ApiKey",
     "ApiKeys",
     "AuthenticationError",
     "CreatedTenant",
     "EventPublisher",
     "FeatureFlagService",
     "FlagAnswer",
+    "Invitation",
+    "InvitationError",
     "IssuedApiKey",
     "NoisyNeighborDetection",
     "NoisyVerdict",
@@ -36,12 +40,16 @@ __all__ = [
     "RetentionKind",
     "RetentionService",
     "RetentionSweeper",
+    "Role",
     "Scope",
     "Swept",
     "Tenant",
     "TenantDirectory",
     "TenantNotYetKnownError",
     "TenantService",
+    "User",
+    "UserService",
+    "UserStatus",
     "hash_password",
     "verify_password",
 ]

@@ -34,6 +34,35 @@ INSERT INTO audit_logs (tenant_id, id, actor, action, subject, before, after, re
 VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7::text::jsonb, $8, now())
 """
 
+# Users
+
+_USER: Final = "SELECT id, email, role, status FROM users WHERE tenant_id = $1 "
+USERS_AFTER: Final = _USER + "AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3"
+READ_USER: Final = _USER + "AND id = $2"
+FIND_USER_BY_EMAIL: Final = _USER + "AND email = $2"
+INSERT_USER: Final = """
+INSERT INTO users (tenant_id, id, email, role, status, password_hash, invitation_hash, invitation_expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+UPDATE_USER: Final = "UPDATE users SET role = $3, status = $4, updated_at = now() WHERE tenant_id = $1 AND id = $2"
+DELETE_USER: Final = "DELETE FROM users WHERE tenant_id = $1 AND id = $2"
+HAS_OWNER: Final = """
+SELECT EXISTS (SELECT FROM users WHERE tenant_id = $1 AND role = 'owner' AND status = 'active')
+"""
+INVITE_AGAIN: Final = """
+UPDATE users SET role = $3, invitation_hash = $4, invitation_expires_at = $5, updated_at = now()
+WHERE tenant_id = $1 AND id = $2
+"""
+INVITATION_HOLDS: Final = """
+SELECT true FROM users WHERE tenant_id = $1 AND id = $2 AND invitation_hash = $3 AND invitation_expires_at > now()
+"""
+ACCEPT_INVITATION: Final = """
+UPDATE users SET status = 'active', password_hash = $4, invitation_hash = NULL, invitation_expires_at = NULL,
+       updated_at = now()
+WHERE tenant_id = $1 AND id = $2 AND invitation_hash = $3 AND invitation_expires_at > now()
+RETURNING id, email, role, status
+"""
+
 # Retention
 
 READ_RETENTION: Final = """
@@ -51,8 +80,13 @@ KEEP_FOR_EVER: Final = "DELETE FROM tenant_retention WHERE tenant_id = $1 AND ki
 INSERT_API_KEY: Final = """
 INSERT INTO api_keys (tenant_id, id, key_hash, name, scopes, expires_at) VALUES ($1, $2, $3, $4, $5, $6)
 """
-REVOKE_API_KEY: Final = """
-UPDATE api_keys SET revoked_at = now() WHERE tenant_id = $1 AND id = $2 AND revoked_at IS NULL RETURNING true
+_API_KEY: Final = """
+SELECT id, name, scopes, created_at, expires_at, revoked_at FROM api_keys WHERE tenant_id = $1
+"""
+READ_API_KEY: Final = _API_KEY + "AND id = $2 FOR UPDATE"
+API_KEYS_AFTER: Final = _API_KEY + "AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3"
+UPDATE_API_KEY: Final = """
+UPDATE api_keys SET scopes = $3, expires_at = $4, revoked_at = $5 WHERE tenant_id = $1 AND id = $2
 """
 FIND_API_KEY: Final = """
 SELECT k.id, k.scopes, t.root_id, t.tier, t.status

@@ -85,6 +85,13 @@ async def lock(tx: Transaction, tenant_id: TenantId) -> Tenant:
     return tenant
 
 
+async def share(tx: Transaction, tenant_id: TenantId) -> Tenant:
+    """As :func:`lock`, together with others who only need the tenant to stay."""
+    tenant = await read(tx, tenant_id, queries.SHARE_TENANT)
+    require_undeleted(tenant)
+    return tenant
+
+
 def require_undeleted(tenant: Tenant) -> None:
     """Refuse a tenant that was deleted, with :class:`ConflictError`."""
     if tenant.status is TenantStatus.DELETED:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
-
-import asyncpg
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.queries import CREATE_TENANT_SCHEMA
 from settler_streams.adapters.postgres.tenant_context import TenantContext
-from settler_streams.errors import ConflictError, InvalidRequestError, UnavailableError
+from settler_streams.errors import InvalidRequestError, UnavailableError
 from settler_streams.events import QuotaType, TenantStatus, TenantTier
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services import audit, queries, tenant_store
@@ -29,6 +27,7 @@ from settler_streams.services.directory import TenantDirectory
 from settler_streams.services.outbox_relay import OutboxRelay
 from settler_streams.services.passwords import hash_password
 from settler_streams.services.publisher import EventPublisher
+from settler_streams.services.refusals import taken
 from settler_streams.services.tenant_config import checked_config
 from settler_streams.services.tenant_store import SOURCE, Tenant
 from settler_streams.settings import Settings
@@ -135,7 +134,7 @@ class TenantService:
         tenant_id = TenantId(uuid7(now_ms))
         owner = Owner(uuid7(now_ms), tenant_id, owner_email.strip().lower())
         with self._acknowledgements.expect(tenant_id) as awaited:
-            with _explained(f"the slug {slug!r} is taken"):
+            with taken(f"the slug {slug!r} is taken", of="tenant"):
                 async with self._pool.tenant(tenant_id) as tx:
                     root_id = await tenant_store.root_under(tx, parent_id) if parent_id else tenant_id
                     await TenantContext.set(tx, tenant_id)
@@ -349,7 +348,7 @@ class TenantService:
     ) -> Tenant:
         """1. Lock the row; 2. write the next version; 3. audit and outbox; 4. commit; 5. wait for admission."""
         with self._acknowledgements.expect(tenant_id) as awaited:
-            with _explained(f"tenant {tenant_id} contradicts another"):
+            with taken(f"tenant {tenant_id} contradicts another", of="tenant"):
                 async with self._pool.tenant(tenant_id) as tx:
                     before = await tenant_store.read(tx, tenant_id, queries.LOCK_TENANT)
                     await check(tx, before)
@@ -368,14 +367,3 @@ class TenantService:
             await awaited.wait(tenant.version)
         except UnavailableError as error:
             raise TenantNotYetKnownError(tenant, str(error)) from error
-
-
-@contextmanager
-def _explained(taken: str) -> Iterator[None]:
-    """Say what a refusal of the row means: a taken value, or a broken rule."""
-    try:
-        yield
-    except asyncpg.UniqueViolationError as error:
-        raise ConflictError(taken) from error
-    except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as error:
-        raise InvalidRequestError(f"the tenant breaks a rule of its table: {error}") from error

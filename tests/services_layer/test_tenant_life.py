@@ -32,7 +32,10 @@ async def audit_of(platform: Platform, tenant_id: TenantId) -> list[dict[str, An
             " WHERE tenant_id = $1 ORDER BY recorded_at, id",
             tenant_id,
         )
-    return [{**row, "before": json.loads(row["before"] or "null"), "after": json.loads(row["after"])} for row in rows]
+    return [
+        {**row, "before": json.loads(row["before"] or "null"), "after": json.loads(row["after"] or "null")}
+        for row in rows
+    ]
 
 
 async def known_as(platform: Platform, tenant: Tenant) -> None:
