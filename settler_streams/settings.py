@@ -104,6 +104,13 @@ class Settings(BaseModel):
         "TENANT_DELETE_GRACE_DAYS", 30, "how long a deleted tenant can be restored, in days", ge=0, le=3650
     )
 
+    dns_nameservers: str | None = _env(
+        "DNS_NAMESERVERS",
+        None,
+        "address:port, comma-separated, asked for the records of custom domains; unset: the system's",
+        pattern=r"^(\[[0-9a-f:]+\]|[0-9.]+):\d+(,(\[[0-9a-f:]+\]|[0-9.]+):\d+)*$",
+    )
+
     # Processes
     gateway_host: str = _env("SETTLER_GATEWAY_HOST", "127.0.0.1", "address the gateway listens on", min_length=1)
     gateway_port: Port = _env("SETTLER_GATEWAY_PORT", 8080, "port the gateway listens on")

@@ -3,6 +3,7 @@
 from settler_streams.services.acknowledgements import Acknowledgements
 from settler_streams.services.api_keys import ApiKey, ApiKeys, AuthenticationError, IssuedApiKey, Principal, Scope
 from settler_streams.services.directory import TenantDirectory
+from settler_streams.services.domains import Domain, DomainNotProvenError, DomainService, DomainStatus
 from settler_streams.services.flags import FeatureFlagService, FlagAnswer
 from settler_streams.services.neighbours import NoisyNeighborDetection, NoisyVerdict
 from settler_streams.services.outbox_relay import OutboxRelay
@@ -20,6 +21,10 @@ __all__ = [
     "ApiKeys",
     "AuthenticationError",
     "CreatedTenant",
+    "Domain",
+    "DomainNotProvenError",
+    "DomainService",
+    "DomainStatus",
     "EventPublisher",
     "FeatureFlagService",
     "FlagAnswer",

@@ -95,6 +95,16 @@ WHERE k.tenant_id = $1 AND k.key_hash = $2 AND k.revoked_at IS NULL
   AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.status <> 'deleted'
 """
 
+# Domains
+
+_DOMAIN: Final = "SELECT id, domain, status, verification_token, verified_at FROM domains WHERE tenant_id = $1 "
+READ_DOMAIN: Final = _DOMAIN + "AND id = $2"
+DOMAINS_AFTER: Final = _DOMAIN + "AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3"
+INSERT_DOMAIN: Final = "INSERT INTO domains (tenant_id, id, domain, verification_token) VALUES ($1, $2, $3, $4)"
+VERIFY_DOMAIN: Final = "UPDATE domains SET status = 'verified', verified_at = $3 WHERE tenant_id = $1 AND id = $2"
+DELETE_DOMAIN: Final = "DELETE FROM domains WHERE tenant_id = $1 AND id = $2"
+COUNT_DOMAINS: Final = "SELECT count(*) FROM domains WHERE tenant_id = $1"
+
 # Quotas and signals
 
 READ_QUOTA_USAGE: Final = """

@@ -31,6 +31,15 @@ class QuotaCheck(NamedTuple):
     limit: int
 
 
+class QuotaLevel(NamedTuple):
+    """One level of a tenant's chain: what is used and allowed there, and who is above it."""
+
+    used: int
+    limit: int
+    enterprise: bool
+    parent_id: TenantId | None
+
+
 class QuotaExceededError(SettlerError):
     """The tenant has no room left under a quota; give something back, wait for the window's end, or change tier."""
 
@@ -68,7 +77,7 @@ class QuotaService:
             for _ in range(CHAIN_DEPTH_MAX):
                 if level is None:
                     break
-                used, limit, enterprise, parent_id = await self._level(tx, level, quota_type)
+                used, limit, enterprise, parent_id = await self.level(tx, level, quota_type)
                 bypass = bypass or (enterprise and level == tenant_id)
                 found = QuotaCheck(bypass or used + amount <= limit, used, limit)
                 if tightest is None or found.limit - used < tightest.limit - tightest.current_usage:
@@ -84,9 +93,12 @@ class QuotaService:
         if not check.allowed:
             raise QuotaExceededError(quota_type, check.current_usage, check.limit)
 
-    async def _level(
-        self, tx: Transaction, tenant_id: TenantId, quota_type: QuotaType
-    ) -> tuple[int, int, bool, TenantId | None]:
+    async def level(self, tx: Transaction, tenant_id: TenantId, quota_type: QuotaType) -> QuotaLevel:
+        """One level, in whose context the transaction is afterwards.
+
+        Raises:
+            NotFoundError: there is no such tenant.
+        """
         await TenantContext.set(tx, tenant_id)
         row = await tx.fetchrow(queries.READ_TENANT, tenant_id)
         if row is None:
@@ -98,4 +110,4 @@ class QuotaService:
         usage = await tx.fetchrow(queries.READ_QUOTA_USAGE, tenant_id, quota_type.value)
         used = 0 if usage is None or usage["ended"] else usage["used"]
         parent_id = TenantId(str(row["parent_id"])) if row["parent_id"] else None
-        return used, limit, tier.enterprise, parent_id
+        return QuotaLevel(used, limit, tier.enterprise, parent_id)
