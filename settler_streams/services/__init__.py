@@ -6,6 +6,7 @@ from settler_streams.services.directory import TenantDirectory
 from settler_streams.services.domains import Domain, DomainNotProvenError, DomainService, DomainStatus
 from settler_streams.services.flags import FeatureFlagService, FlagAnswer
 from settler_streams.services.neighbours import NoisyNeighborDetection, NoisyVerdict
+from settler_streams.services.onboarding import Onboarding, OnboardingService, Step
 from settler_streams.services.outbox_relay import OutboxRelay
 from settler_streams.services.passwords import hash_password, verify_password
 from settler_streams.services.publisher import EventPublisher
@@ -33,6 +34,8 @@ __all__ = [
     "IssuedApiKey",
     "NoisyNeighborDetection",
     "NoisyVerdict",
+    "Onboarding",
+    "OnboardingService",
     "OutboxRelay",
     "Owner",
     "Principal",
@@ -47,6 +50,7 @@ __all__ = [
     "RetentionSweeper",
     "Role",
     "Scope",
+    "Step",
     "Swept",
     "Tenant",
     "TenantDirectory",

@@ -105,6 +105,18 @@ VERIFY_DOMAIN: Final = "UPDATE domains SET status = 'verified', verified_at = $3
 DELETE_DOMAIN: Final = "DELETE FROM domains WHERE tenant_id = $1 AND id = $2"
 COUNT_DOMAINS: Final = "SELECT count(*) FROM domains WHERE tenant_id = $1"
 
+# Onboarding
+
+READ_ONBOARDING: Final = """
+SELECT EXISTS (SELECT FROM users WHERE tenant_id = $1 AND role = 'owner' AND status = 'active'),
+       EXISTS (SELECT FROM api_keys WHERE tenant_id = $1 AND revoked_at IS NULL
+               AND (expires_at IS NULL OR expires_at > now())),
+       EXISTS (SELECT FROM domains WHERE tenant_id = $1 AND status = 'verified')
+       OR EXISTS (SELECT FROM webhooks WHERE tenant_id = $1 AND status = 'active'),
+       EXISTS (SELECT FROM jobs WHERE tenant_id = $1 AND finished_at IS NOT NULL)
+FROM tenants WHERE id = $1
+"""
+
 # Quotas and signals
 
 READ_QUOTA_USAGE: Final = """
