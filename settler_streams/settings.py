@@ -103,6 +103,16 @@ class Settings(BaseModel):
     enable_schema_per_tenant: bool = _env(
         "ENABLE_SCHEMA_PER_TENANT", False, "a new tenant gets a PostgreSQL schema of its own"
     )
+    tenant_delete_grace_days: int = _env(
+        "TENANT_DELETE_GRACE_DAYS", 30, "how long a deleted tenant can be restored, in days", ge=0, le=3650
+    )
+
+    dns_nameservers: str | None = _env(
+        "DNS_NAMESERVERS",
+        None,
+        "address:port, comma-separated, asked for the records of custom domains; unset: the system's",
+        pattern=r"^(\[[0-9a-f:]+\]|[0-9.]+):\d+(,(\[[0-9a-f:]+\]|[0-9.]+):\d+)*$",
+    )
 
     # Webhooks
     webhook_keys: SecretStr | None = _env(

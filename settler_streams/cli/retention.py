@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.errors import InvalidRequestError
-from settler_streams.ids import TenantId, canonical_tenant
+from settler_streams.cli.tenant_calls import pool_of, tenant_id_of
+from settler_streams.ids import TenantId
 from settler_streams.services import Retention, RetentionKind, RetentionService, Swept, TenantDirectory
 from settler_streams.settings import Settings
 
@@ -56,11 +53,11 @@ def retention(
     changed = {kind: None if days == FOR_EVER else int(days) for kind, days in given if days is not None}
 
     async def work(settings: Settings) -> Retention:
-        async with _pool(settings) as pool:
+        async with pool_of(settings) as pool:
             service = RetentionService(pool)
             if changed:
-                return await service.change(_tenant_id(tenant), changed, actor="cli")
-            return await service.get(_tenant_id(tenant))
+                return await service.change(tenant_id_of(tenant), changed, actor="cli")
+            return await service.get(tenant_id_of(tenant))
 
     periods = asyncio.run(work(settings_of(state_dir)))
     kept = {kind.value: FOR_EVER if days is None else days for kind, days in periods.items()}
@@ -76,10 +73,10 @@ def retention(
 @json_flag()
 def sweep(tenants: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
     """Delete now what is past its period: of the tenants named, or of all."""
-    wanted = [_tenant_id(tenant) for tenant in tenants]
+    wanted = [tenant_id_of(tenant) for tenant in tenants]
 
     async def work(settings: Settings) -> Swept:
-        async with _pool(settings) as pool:
+        async with pool_of(settings) as pool:
             service = RetentionService(pool)
             swept = Swept()
             for tenant_id in wanted or await _everybody(settings):
@@ -93,15 +90,6 @@ def sweep(tenants: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
         print_table(("deleted", "rows"), swept.items())
 
 
-@asynccontextmanager
-async def _pool(settings: Settings) -> AsyncIterator[TenantConnectionPool]:
-    pool = await TenantConnectionPool.open(settings)
-    try:
-        yield pool
-    finally:
-        await pool.close()
-
-
 async def _everybody(settings: Settings) -> list[TenantId]:
     directory = TenantDirectory(settings)
     await directory.start()
@@ -109,10 +97,3 @@ async def _everybody(settings: Settings) -> list[TenantId]:
         return list(directory)
     finally:
         await directory.stop()
-
-
-def _tenant_id(text: str) -> TenantId:
-    try:
-        return canonical_tenant(text)
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from error

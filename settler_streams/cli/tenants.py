@@ -1,26 +1,24 @@
-"""``settler tenants``: make tenants, look at them, move them between tiers, and give them API keys."""
+"""``settler tenants``: make tenants, look at them, move them between tiers; what else a tenant has, by its group."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
+from settler_streams.cli import tenant_life
 from settler_streams.cli.exports import export, verify_export
-from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
+from settler_streams.cli.output import flag, json_flag, print_json, state_dir_flag
 from settler_streams.cli.retention import retention, sweep
-from settler_streams.cli.target import settings_of
+from settler_streams.cli.tenant_calls import ACTOR, print_tenant, tenant_document, tenant_id_of, with_pool, with_service
+from settler_streams.cli.tenant_config import config, onboarding
+from settler_streams.cli.tenant_domains import domains
+from settler_streams.cli.tenant_keys import keys
 from settler_streams.cli.tenant_schemas import schema
+from settler_streams.cli.tenant_users import users
 from settler_streams.cli.webhooks import webhooks
-from settler_streams.errors import InvalidRequestError
 from settler_streams.events import TenantTier
-from settler_streams.ids import TenantId, canonical_tenant
-from settler_streams.services import Scope, Tenant, TenantService, hash_password
-
-T = TypeVar("T")
+from settler_streams.services import ApiKeys, Scope, Tenant, TenantService, hash_password
 
 _TIER = click.Choice([tier.value for tier in TenantTier])
 
@@ -58,14 +56,14 @@ def create(
             owner_email=owner_email,
             owner_password_hash=await hash_password(owner_password),
             tier=TenantTier(tier),
-            parent_id=None if parent is None else _tenant_id(parent),
-            actor="cli",
+            parent_id=None if parent is None else tenant_id_of(parent),
+            actor=ACTOR,
         )
         return created.tenant
 
-    tenant = _with_service(state_dir, work)
+    tenant = with_service(state_dir, work)
     if as_json:
-        print_json(_document(tenant))
+        print_json(tenant_document(tenant))
     else:
         click.echo(tenant.id)  # alone, so that a shell can keep it
 
@@ -76,7 +74,7 @@ def create(
 @json_flag()
 def show(tenant: str, state_dir: Path, as_json: bool) -> None:
     """Show one tenant; ``quotas`` are its own limits, which override its tier's."""
-    _print(_with_service(state_dir, lambda service: service.get(_tenant_id(tenant))), as_json=as_json)
+    print_tenant(with_service(state_dir, lambda service: service.get(tenant_id_of(tenant))), as_json=as_json)
 
 
 @tenants.command()
@@ -86,10 +84,10 @@ def show(tenant: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def tier(tenant: str, tier: str, state_dir: Path, as_json: bool) -> None:
     """Move a tenant to another tier; its waiting jobs are weighed anew at once."""
-    changed = _with_service(
-        state_dir, lambda service: service.change_tier(_tenant_id(tenant), TenantTier(tier), actor="cli")
+    changed = with_service(
+        state_dir, lambda service: service.change_tier(tenant_id_of(tenant), TenantTier(tier), actor=ACTOR)
     )
-    _print(changed, as_json=as_json)
+    print_tenant(changed, as_json=as_json)
 
 
 @tenants.command()
@@ -106,53 +104,16 @@ def tier(tenant: str, tier: str, state_dir: Path, as_json: bool) -> None:
 @state_dir_flag()
 @json_flag()
 def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
-    """Issue an API key. It is shown this once."""
-    issued = _with_service(state_dir, lambda service: service.issue_api_key(_tenant_id(tenant), scopes))
+    """Issue an API key and print it alone. It is shown this once; `keys issue` says more."""
+    issued = with_pool(state_dir, lambda pool: ApiKeys(pool).issue(tenant_id_of(tenant), scopes, actor=ACTOR))
     if as_json:
         print_json({"key": issued.key})
     else:
         click.echo(issued.key)
 
 
-tenants.add_command(retention)
-tenants.add_command(sweep)
-tenants.add_command(schema)
-tenants.add_command(export)
-tenants.add_command(verify_export)
-tenants.add_command(webhooks)
-
-
-def _with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with TenantService.connect(settings_of(state_dir)) as service:
-            return await work(service)
-
-    return asyncio.run(run())
-
-
-def _tenant_id(text: str) -> TenantId:
-    try:
-        return canonical_tenant(text)
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from error
-
-
-def _print(tenant: Tenant, *, as_json: bool) -> None:
-    if as_json:
-        print_json(_document(tenant))
-    else:
-        print_table(("", ""), _document(tenant).items())
-
-
-def _document(tenant: Tenant) -> dict[str, Any]:
-    return {
-        "id": tenant.id,
-        "slug": tenant.slug,
-        "name": tenant.name,
-        "tier": tenant.tier,
-        "status": tenant.status,
-        "parent_id": tenant.parent_id,
-        "root_id": tenant.root_id,
-        "version": tenant.version,
-        "quotas": dict(tenant.quotas),
-    }
+for command in (
+    *tenant_life.COMMANDS, users, keys, domains, webhooks, config, onboarding, retention, sweep, schema, export,
+    verify_export,
+):  # fmt: skip
+    tenants.add_command(command)

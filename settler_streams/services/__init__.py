@@ -1,10 +1,12 @@
 """The services that the specification names, and what they need to run."""
 
 from settler_streams.services.acknowledgements import Acknowledgements
-from settler_streams.services.api_keys import ApiKeys, AuthenticationError, IssuedApiKey, Principal, Scope
+from settler_streams.services.api_keys import ApiKey, ApiKeys, AuthenticationError, IssuedApiKey, Principal, Scope
 from settler_streams.services.directory import TenantDirectory
+from settler_streams.services.domains import Domain, DomainNotProvenError, DomainService, DomainStatus
 from settler_streams.services.flags import FeatureFlagService, FlagAnswer
 from settler_streams.services.neighbours import NoisyNeighborDetection, NoisyVerdict
+from settler_streams.services.onboarding import Onboarding, OnboardingService, Step
 from settler_streams.services.outbox_relay import OutboxRelay
 from settler_streams.services.passwords import hash_password, verify_password
 from settler_streams.services.publisher import EventPublisher
@@ -13,18 +15,28 @@ from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, Quot
 from settler_streams.services.retention import Retention, RetentionKind, RetentionService, RetentionSweeper, Swept
 from settler_streams.services.tenant_configurations import TenantConfigurations
 from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
+from settler_streams.services.users import Invitation, InvitationError, Role, User, UserService, UserStatus
 
 __all__ = [
     "Acknowledgements",
+    "ApiKey",
     "ApiKeys",
     "AuthenticationError",
     "CreatedTenant",
+    "Domain",
+    "DomainNotProvenError",
+    "DomainService",
+    "DomainStatus",
     "EventPublisher",
     "FeatureFlagService",
     "FlagAnswer",
+    "Invitation",
+    "InvitationError",
     "IssuedApiKey",
     "NoisyNeighborDetection",
     "NoisyVerdict",
+    "Onboarding",
+    "OnboardingService",
     "OutboxRelay",
     "Owner",
     "Principal",
@@ -37,13 +49,18 @@ __all__ = [
     "RetentionKind",
     "RetentionService",
     "RetentionSweeper",
+    "Role",
     "Scope",
+    "Step",
     "Swept",
     "Tenant",
     "TenantConfigurations",
     "TenantDirectory",
     "TenantNotYetKnownError",
     "TenantService",
+    "User",
+    "UserService",
+    "UserStatus",
     "hash_password",
     "verify_password",
 ]

@@ -18,10 +18,10 @@ from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import Disposition, InvalidRequestError, NotFoundError, SettlerError
 from settler_streams.events import QuotaType
 from settler_streams.ids import TenantId
-from settler_streams.services import queries
+from settler_streams.services import queries, tenant_store
 from settler_streams.services.directory import CHAIN_DEPTH_MAX
 from settler_streams.services.tenant_configurations import TenantConfigurations
-from settler_streams.services.tenants import Tenant, read_tenant
+from settler_streams.services.tenant_store import Tenant
 from settler_streams.settings import Settings
 from settler_streams.tiers import Tiers, load_tiers
 
@@ -35,6 +35,15 @@ class QuotaCheck(NamedTuple):
     allowed: bool
     current_usage: int
     limit: int
+
+
+class QuotaLevel(NamedTuple):
+    """One level of a tenant's chain: what is used and allowed there, and who is above it."""
+
+    used: int
+    limit: int
+    enterprise: bool
+    parent_id: TenantId | None
 
 
 class QuotaExceededError(SettlerError):
@@ -98,13 +107,13 @@ class QuotaService:
                 if level is None:
                     break
                 await TenantContext.set(tx, level)
-                tenant = await read_tenant(tx, level) if chain is None else chain[depth]
-                used, limit, enterprise = await self._used(tx, tenant, quota_type)
+                tenant = await tenant_store.read(tx, level) if chain is None else chain[depth]
+                used, limit, enterprise, parent_id = await self._level_of(tx, tenant, quota_type)
                 bypass = bypass or (enterprise and level == tenant_id)
                 found = QuotaCheck(bypass or used + amount <= limit, used, limit)
                 if tightest is None or found.limit - used < tightest.limit - tightest.current_usage:
                     tightest = found
-                level = None if bypass else tenant.parent_id
+                level = None if bypass else parent_id
         if tightest is None:
             raise NotFoundError(f"no tenant {tenant_id}")
         return tightest
@@ -124,11 +133,20 @@ class QuotaService:
             chain.append(await configurations.read(parent_id))
         return chain
 
-    async def _used(self, tx: Transaction, tenant: Tenant, quota_type: QuotaType) -> tuple[int, int, bool]:
-        """Use and limit of one level, whose context is set, and whether it is an Enterprise tenant."""
+    async def level(self, tx: Transaction, tenant_id: TenantId, quota_type: QuotaType) -> QuotaLevel:
+        """One level as stored, in whose context the transaction is afterwards.
+
+        Raises:
+            NotFoundError: there is no such tenant.
+        """
+        await TenantContext.set(tx, tenant_id)
+        return await self._level_of(tx, await tenant_store.read(tx, tenant_id), quota_type)
+
+    async def _level_of(self, tx: Transaction, tenant: Tenant, quota_type: QuotaType) -> QuotaLevel:
         tier = self._tiers[tenant.tier]
         limit = tenant.quotas.get(quota_type, tier.limits()[quota_type])
         if quota_type is QuotaType.RATE_LIMIT:
             limit = min(tier.burst, max(1, limit))  # what may come at once, which is what the reports count
         usage = await tx.fetchrow(queries.READ_QUOTA_USAGE, tenant.id, quota_type.value)
-        return 0 if usage is None or usage["ended"] else usage["used"], limit, tier.enterprise
+        used = 0 if usage is None or usage["ended"] else usage["used"]
+        return QuotaLevel(used, limit, tier.enterprise, tenant.parent_id)

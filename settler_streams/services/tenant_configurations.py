@@ -9,6 +9,7 @@ the change of its tenant by no more than the feed's silence may last, whatever h
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,9 +23,10 @@ from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.adapters.valkey.tenant_cache import LEASE_S, TTL_MAX_S, TenantCache
 from settler_streams.events import QuotaType, TenantStatus, TenantTier
 from settler_streams.ids import TenantId
+from settler_streams.services import tenant_store
 from settler_streams.services.background import in_background
 from settler_streams.services.directory import TenantDirectory
-from settler_streams.services.tenants import VALUE_FORMAT, Tenant, read_tenant
+from settler_streams.services.tenant_store import VALUE_FORMAT, Tenant
 from settler_streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -51,6 +53,8 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     parent_id: TenantId | None
     quotas: dict[QuotaType, _Count]
     config: dict[str, Any]
+    erase_after: dt.datetime | None
+    restored_as: TenantStatus | None
 
 
 _DECODER = msgspec.json.Decoder(_Stored)
@@ -159,10 +163,10 @@ class TenantConfigurations:
 
     async def _row(self, tenant_id: TenantId) -> Tenant:
         async with self._pool.tenant(tenant_id) as tx:  # not of a replica, which may lag
-            tenant = await read_tenant(tx, tenant_id)
+            tenant = await tenant_store.read(tx, tenant_id)
             floor = self._floor(tenant_id)
             if tenant.version < floor:  # changed meanwhile, so a second look finds that change
-                tenant = await read_tenant(tx, tenant_id)
+                tenant = await tenant_store.read(tx, tenant_id)
         if tenant.version < floor:
             log.error("a tenant's row is older than its change", tenant=tenant_id, row=tenant.version, change=floor)
         return tenant

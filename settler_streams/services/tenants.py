@@ -1,4 +1,4 @@
-"""Tenants: created, moved between tiers, suspended and reactivated, each change in one transaction.
+"""Tenants: created, changed, suspended, deleted and restored, each change in one transaction.
 
 A change writes the tenant's row (one version more), an audit entry, and the event ``settler.tenant.changed.v1`` in the
 outbox, or nothing at all. It returns once admission decides by the new version.
@@ -7,58 +7,39 @@ outbox, or nothing at all. It returns once admission decides by the new version.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
-import asyncpg
-
-from settler_streams.adapters.postgres import outbox
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.queries import CREATE_TENANT_SCHEMA
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.adapters.valkey.tenant_cache import TenantCache
-from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
-from settler_streams.events import QuotaType, TenantChanged, TenantStatus, TenantTier, encode, envelope
+from settler_streams.errors import InvalidRequestError, UnavailableError
+from settler_streams.events import QuotaType, TenantStatus, TenantTier
 from settler_streams.ids import TenantId, uuid7
-from settler_streams.services import queries
+from settler_streams.services import audit, queries, tenant_store
 from settler_streams.services.acknowledgements import Acknowledgements, Awaited
 from settler_streams.services.api_keys import ApiKeys, IssuedApiKey, Principal, Scope
-from settler_streams.services.directory import CHAIN_DEPTH_MAX
+from settler_streams.services.audit import PLATFORM_ACTOR
+from settler_streams.services.directory import TenantDirectory
 from settler_streams.services.outbox_relay import OutboxRelay
 from settler_streams.services.passwords import hash_password
 from settler_streams.services.publisher import EventPublisher
+from settler_streams.services.refusals import taken
+from settler_streams.services.tenant_config import checked_config
+from settler_streams.services.tenant_store import SOURCE, VALUE_FORMAT, Tenant
 from settler_streams.settings import Settings
-
-if TYPE_CHECKING:
-    from settler_streams.adapters.postgres.pool import Transaction
 
 __all__ = ["CreatedTenant", "Owner", "Tenant", "TenantNotYetKnownError", "TenantService", "hash_password"]
 
-SOURCE = "/tenant-service"
-PLATFORM_ACTOR = "platform"
-"""The actor of a change that nobody in particular asked for."""
-VALUE_FORMAT = 1
-"""The format of a tenant in Valkey, see :mod:`.tenant_configurations`; a format reads only its own values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """A tenant as stored. ``quotas`` overrides the tier's limits; ``version`` grows by one with every change."""
-
-    id: TenantId
-    slug: str
-    name: str
-    tier: TenantTier
-    status: TenantStatus
-    root_id: TenantId
-    parent_id: TenantId | None
-    version: int
-    quotas: Mapping[QuotaType, int] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
+DELETE_GRACE = dt.timedelta(days=30)
+"""As the setting has it by default: long enough for a mistake to be noticed at the month's end."""
+DELETE_GRACE_MAX = dt.timedelta(days=3650)
+CHILDREN_MAX = 1_000
+"""Of one answer; the next one starts behind its last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +89,11 @@ class TenantService:
         copies: Copies | None = None,
         *,
         own_schemas: bool = False,
+        delete_grace: dt.timedelta = DELETE_GRACE,
     ) -> None:
         self._pool = pool
         self._copies = copies
+        self._delete_grace = delete_grace
         self._own_schemas = own_schemas
         self._relay = relay
         self._acknowledgements = acknowledgements
@@ -134,7 +117,11 @@ class TenantService:
                 stack.push_async_callback(part.stop)
             copies = TenantCache(settings, value_format=VALUE_FORMAT)
             stack.push_async_callback(copies.close)
-            yield cls(pool, relay, acknowledgements, copies, own_schemas=settings.enable_schema_per_tenant)
+            yield cls(
+                pool, relay, acknowledgements, copies,
+                own_schemas=settings.enable_schema_per_tenant,
+                delete_grace=dt.timedelta(days=settings.tenant_delete_grace_days),
+            )  # fmt: skip
 
     async def create_tenant(
         self,
@@ -162,19 +149,19 @@ class TenantService:
         tenant_id = TenantId(uuid7(now_ms))
         owner = Owner(uuid7(now_ms), tenant_id, owner_email.strip().lower())
         with self._acknowledgements.expect(tenant_id) as awaited:
-            with _explained(f"the slug {slug!r} is taken"):
+            with taken(f"the slug {slug!r} is taken", of="tenant"):
                 async with self._pool.tenant(tenant_id) as tx:
-                    root_id = await _root_under(tx, parent_id) if parent_id else tenant_id
+                    root_id = await tenant_store.root_under(tx, parent_id) if parent_id else tenant_id
                     await TenantContext.set(tx, tenant_id)
                     tenant = Tenant(
                         tenant_id, slug, name, tier, TenantStatus.ACTIVE, root_id, parent_id, 1, dict(quotas or {})
                     )
-                    await _insert(tx, tenant)
+                    await tenant_store.insert(tx, tenant)
                     if self._own_schemas:
                         await tx.execute(CREATE_TENANT_SCHEMA)
                         await TenantContext.set(tx, tenant_id)  # whose tables are there from now on
                     await tx.execute(queries.INSERT_OWNER, tenant_id, owner.id, owner.email, owner_password_hash)
-                    await _record(tx, tenant, None, "tenant.created", actor, request_id)
+                    await tenant_store.record(tx, tenant, None, "tenant.created", actor, request_id)
             await self._acknowledged(tenant, awaited)
         return CreatedTenant(tenant, owner)
 
@@ -199,6 +186,42 @@ class TenantService:
             tenant_id, "tenant.quotas-changed", lambda t: replace(t, quotas=dict(quotas)), actor, request_id
         )
 
+    async def rename(
+        self, tenant_id: TenantId, name: str, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
+    ) -> Tenant:
+        """Give a tenant another name for people, of 1 to 200 characters; its slug stays. Errors as :meth:`suspend`."""
+        return await self._change(tenant_id, "tenant.renamed", lambda t: replace(t, name=name), actor, request_id)
+
+    async def change_config(
+        self,
+        tenant_id: TenantId,
+        config: Mapping[str, Any],
+        *,
+        if_version: int | None = None,
+        actor: str = PLATFORM_ACTOR,
+        request_id: str | None = None,
+    ) -> Tenant:
+        """Replace the tenant's configuration: a JSON object of 16 KiB at most. Every version is in the audit log.
+
+        Args:
+            tenant_id: whose.
+            config: the whole of it.
+            if_version: the tenant's version that the change is based on; no change to another one.
+            actor: who wants it.
+            request_id: of the request that asked for it.
+
+        Raises:
+            ConflictError: the tenant has another version than ``if_version``, or was deleted.
+            InvalidRequestError: it is no JSON object, or too large.
+
+        Other errors as :meth:`suspend`.
+        """
+        checked = checked_config(config)
+        return await self._change(
+            tenant_id, "tenant.config-changed", lambda t: replace(t, config=checked), actor, request_id,
+            check=tenant_store.at_version(if_version),
+        )  # fmt: skip
+
     async def suspend(
         self, tenant_id: TenantId, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
     ) -> Tenant:
@@ -222,6 +245,95 @@ class TenantService:
             tenant_id, "tenant.reactivated", lambda t: replace(t, status=TenantStatus.ACTIVE), actor, request_id
         )
 
+    async def delete(
+        self,
+        tenant_id: TenantId,
+        *,
+        grace: dt.timedelta | None = None,
+        actor: str = PLATFORM_ACTOR,
+        request_id: str | None = None,
+    ) -> Tenant:
+        """Refuse every further request of the tenant and its API keys; nothing is erased before ``grace`` is over.
+
+        Args:
+            tenant_id: which.
+            grace: how long :meth:`restore` can undo it; by default ``TENANT_DELETE_GRACE_DAYS``.
+            actor: who wants it.
+            request_id: of the request that asked for it.
+
+        Raises:
+            ConflictError: the tenant was deleted before, or has a child that is not.
+            InvalidRequestError: the grace is negative or longer than ten years.
+
+        Other errors as :meth:`suspend`.
+        """
+        grace = self._delete_grace if grace is None else grace
+        if not dt.timedelta(0) <= grace <= DELETE_GRACE_MAX:
+            raise InvalidRequestError(f"a grace period has 0 to {DELETE_GRACE_MAX.days} days")
+        until = dt.datetime.now(dt.UTC) + grace
+        return await self._change(
+            tenant_id, "tenant.deleted",
+            lambda t: replace(t, status=TenantStatus.DELETED, erase_after=until, restored_as=t.status),
+            actor, request_id, check=tenant_store.deletable,
+        )  # fmt: skip
+
+    async def restore(
+        self, tenant_id: TenantId, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
+    ) -> Tenant:
+        """Undo :meth:`delete`: the tenant is as it was, active or suspended.
+
+        Raises:
+            ConflictError: the tenant is not deleted, its grace period is over, or its parent is deleted.
+
+        Other errors as :meth:`suspend`.
+        """
+        return await self._change(
+            tenant_id, "tenant.restored",
+            lambda t: replace(t, status=t.restored_as or t.status, erase_after=None, restored_as=None),
+            actor, request_id, check=tenant_store.restorable,
+        )  # fmt: skip
+
+    async def erasable(self, directory: TenantDirectory) -> list[Tenant]:
+        """The deleted tenants whose grace period is over, of those that ``directory`` knows; children first.
+
+        Nothing erases them by itself.
+        """
+        now, found = dt.datetime.now(dt.UTC), []
+        for tenant_id in directory:
+            known = directory.get(tenant_id)
+            if known is None or known.status is not TenantStatus.DELETED:
+                continue
+            tenant = await self.get(tenant_id)
+            if tenant.erase_after is not None and tenant.erase_after <= now:
+                found.append((-len(directory.chain(tenant_id)), tenant.id, tenant))
+        return [tenant for _, _, tenant in sorted(found, key=lambda one: one[:2])]
+
+    async def children(
+        self,
+        tenant_id: TenantId,
+        *,
+        after: TenantId | None = None,
+        limit: int = 100,
+        actor: str = PLATFORM_ACTOR,
+        request_id: str | None = None,
+    ) -> list[Tenant]:
+        """The tenants directly under one, by id; those that are deleted are among them. Who looked is audited.
+
+        Raises:
+            InvalidRequestError: ``limit`` is not between 1 and :data:`CHILDREN_MAX`.
+            NotFoundError: there is no such tenant.
+        """
+        if not 1 <= limit <= CHILDREN_MAX:
+            raise InvalidRequestError(f"an answer has 1 to {CHILDREN_MAX} children")
+        async with self._pool.tenant(tenant_id) as tx:
+            await tenant_store.read(tx, tenant_id)
+            found = await tenant_store.children(tx, tenant_id, after, limit)
+            await audit.record(
+                tx, tenant_id, "tenant.children-listed", f"tenant/{tenant_id}",
+                after={"children": [child.id for child in found]}, actor=actor, request_id=request_id,
+            )  # fmt: skip
+        return found
+
     async def get(self, tenant_id: TenantId) -> Tenant:
         """The tenant as stored.
 
@@ -229,7 +341,7 @@ class TenantService:
             NotFoundError: there is no such tenant.
         """
         async with self._pool.tenant(tenant_id) as tx:
-            return await read_tenant(tx, tenant_id)
+            return await tenant_store.read(tx, tenant_id)
 
     async def issue_api_key(self, tenant_id: TenantId, scopes: Iterable[Scope | str]) -> IssuedApiKey:
         """A new key of the tenant, shown this once; see :meth:`ApiKeys.issue`."""
@@ -246,26 +358,21 @@ class TenantService:
         change: Callable[[Tenant], Tenant],
         actor: str,
         request_id: str | None,
+        *,
+        check: tenant_store.Check = tenant_store.undeleted,
     ) -> Tenant:
         """1. Lock the row; 2. write the next version; 3. audit and outbox; 4. commit; 5. wait for admission."""
         with self._acknowledgements.expect(tenant_id) as awaited:
-            async with self._pool.tenant(tenant_id) as tx:
-                before = await read_tenant(tx, tenant_id, queries.LOCK_TENANT)
-                if before.status is TenantStatus.DELETED:
-                    raise ConflictError(f"tenant {tenant_id} was deleted")
-                after = change(before)
-                if after == before:
-                    return before
-                after = replace(after, version=before.version + 1)
-                await tx.execute(
-                    queries.UPDATE_TENANT,
-                    tenant_id,
-                    after.tier.value,
-                    after.status.value,
-                    json.dumps(after.quotas),
-                    after.version,
-                )
-                await _record(tx, after, before, action, actor, request_id)
+            with taken(f"tenant {tenant_id} contradicts another", of="tenant"):
+                async with self._pool.tenant(tenant_id) as tx:
+                    before = await tenant_store.read(tx, tenant_id, queries.LOCK_TENANT)
+                    await check(tx, before)
+                    after = change(before)
+                    if after == before:
+                        return before
+                    after = replace(after, version=before.version + 1)
+                    await tenant_store.update(tx, after)
+                    await tenant_store.record(tx, after, before, action, actor, request_id)
             await self._acknowledged(after, awaited)
         return after
 
@@ -277,108 +384,3 @@ class TenantService:
             await awaited.wait(tenant.version)
         except UnavailableError as error:
             raise TenantNotYetKnownError(tenant, str(error)) from error
-
-
-async def read_tenant(tx: Transaction, tenant_id: TenantId, query: str = queries.READ_TENANT) -> Tenant:
-    """The tenant's row, in a transaction of its own context. Raises NotFoundError when there is none."""
-    row = await tx.fetchrow(query, tenant_id)
-    if row is None:
-        raise NotFoundError(f"no tenant {tenant_id}")
-    return Tenant(
-        id=TenantId(str(row["id"])),
-        slug=row["slug"],
-        name=row["name"],
-        tier=TenantTier(row["tier"]),
-        status=TenantStatus(row["status"]),
-        root_id=TenantId(str(row["root_id"])),
-        parent_id=TenantId(str(row["parent_id"])) if row["parent_id"] else None,
-        version=row["version"],
-        quotas={QuotaType(name): limit for name, limit in json.loads(row["quotas"]).items()},
-        config=json.loads(row["config"]),
-    )
-
-
-async def _root_under(tx: Transaction, parent_id: TenantId) -> TenantId:
-    """The root of a new child of ``parent_id``. Each level is read in its own context; the audit entry names it."""
-    depth = 1
-    level: TenantId | None = parent_id
-    root_id = parent_id
-    while level is not None:
-        depth += 1
-        if depth > CHAIN_DEPTH_MAX:
-            raise InvalidRequestError(f"a hierarchy has at most {CHAIN_DEPTH_MAX} levels")
-        await TenantContext.set(tx, level)
-        tenant = await read_tenant(tx, level)
-        if tenant.status is not TenantStatus.ACTIVE:
-            raise InvalidRequestError(f"tenant {level} is {tenant.status}: it cannot have a new child")
-        root_id, level = tenant.root_id, tenant.parent_id
-    return root_id
-
-
-async def _insert(tx: Transaction, tenant: Tenant) -> None:
-    await tx.execute(
-        queries.INSERT_TENANT,
-        tenant.id,
-        tenant.parent_id,
-        tenant.root_id,
-        tenant.slug,
-        tenant.name,
-        tenant.tier.value,
-        json.dumps(tenant.config),
-        json.dumps(tenant.quotas),
-    )
-
-
-async def _record(
-    tx: Transaction, after: Tenant, before: Tenant | None, action: str, actor: str, request_id: str | None
-) -> None:
-    """The audit entry and the outbox entry of a change; both carry the id of the event."""
-    now = dt.datetime.now(dt.UTC)
-    event_id = uuid7(int(now.timestamp() * 1000))
-    await tx.execute(
-        queries.INSERT_AUDIT_ENTRY,
-        after.id,
-        event_id,
-        actor,
-        action,
-        f"tenant/{after.id}",
-        _audited(before) if before else None,
-        _audited(after),
-        request_id,
-    )
-    changed = TenantChanged(
-        version=after.version,
-        slug=after.slug,
-        tier=after.tier,
-        status=after.status,
-        root_id=after.root_id,
-        parent_id=after.parent_id,
-        quotas=dict(after.quotas),
-    )
-    event = envelope(changed, event_id=event_id, source=SOURCE, tenant=after.id, time=now, subject=after.id)
-    await outbox.append(tx, after.id, "tenant-changes", after.root_id, encode(event))
-
-
-def _audited(tenant: Tenant) -> str:
-    return json.dumps(
-        {
-            "slug": tenant.slug,
-            "name": tenant.name,
-            "tier": tenant.tier,
-            "status": tenant.status,
-            "parent_id": tenant.parent_id,
-            "version": tenant.version,
-            "quotas": dict(tenant.quotas),
-        }
-    )
-
-
-@contextmanager
-def _explained(taken: str) -> Iterator[None]:
-    """Say what a refusal of the row means: a taken value, or a broken rule."""
-    try:
-        yield
-    except asyncpg.UniqueViolationError as error:
-        raise ConflictError(taken) from error
-    except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as error:
-        raise InvalidRequestError(f"the tenant breaks a rule of its table: {error}") from error

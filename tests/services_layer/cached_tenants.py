@@ -14,7 +14,7 @@ from settler_streams.adapters.valkey.tenant_cache import TenantCache
 from settler_streams.events import TenantChanged, TenantStatus, TenantTier, envelope
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services import TenantConfigurations, TenantDirectory, queries
-from settler_streams.services.tenants import VALUE_FORMAT
+from settler_streams.services.tenant_store import VALUE_FORMAT
 from settler_streams.settings import Settings
 
 

@@ -22,7 +22,8 @@ from settler_streams.events import QuotaType
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services import tenant_configurations
 from settler_streams.services.tenant_configurations import encoded
-from settler_streams.services.tenants import VALUE_FORMAT, read_tenant
+from settler_streams.services.tenant_store import VALUE_FORMAT
+from settler_streams.services.tenant_store import read as read_tenant
 from settler_streams.settings import Settings
 from tests.services.interface import Service, Services
 from tests.services_layer.cached_tenants import Reader, change_row, insert_tenant, reader
@@ -280,7 +281,7 @@ async def test_the_bytes_of_this_format(pool: TenantConnectionPool) -> None:
         tenant = await read_tenant(tx, tenant_id)
     expected = (
         f'["{tenant_id}",1,"{tenant.slug}","as of 1","starter","active","{tenant_id}",null,'
-        '{"storage":1},{"region":"eu"}]'
+        '{"storage":1},{"region":"eu"},null,null]'
     )
     assert (VALUE_FORMAT, encoded(tenant)) == (1, expected.encode())
 

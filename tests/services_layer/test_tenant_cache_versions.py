@@ -28,7 +28,8 @@ from settler_streams.events import TenantStatus
 from settler_streams.ids import TenantId
 from settler_streams.services import TenantConfigurations
 from settler_streams.services.tenant_configurations import decoded, encoded
-from settler_streams.services.tenants import Tenant, read_tenant
+from settler_streams.services.tenant_store import Tenant
+from settler_streams.services.tenant_store import read as read_tenant
 from settler_streams.settings import Settings
 from tests.services.interface import Service, Services
 from tests.services_layer.cached_tenants import Reader, change_row, insert_tenant, named, reader

@@ -59,13 +59,15 @@ _RULES: Final[dict[str, str]] = {
     CROSS JOIN LATERAL format(
         $$(%I = ( SELECT (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid AS "nullif"))$$,
         a.attname) AS own_row
-    WHERE (p.polname = 'tenant_rows' OR p.polname = 'tenant_rows_only' AND t.name NOT IN ('feature_flags', 'outbox', 'webhook_lanes'))
+    WHERE (p.polname = 'tenant_rows' OR p.polname = 'tenant_rows_only'
+           AND t.name NOT IN ('feature_flags', 'outbox', 'webhook_lanes'))
       AND (pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid)) IS DISTINCT FROM (own_row, own_row)
     """,
     "a group is joined as was intended": """
     SELECT format('%s in %s', m.member::regrole, g.rolname) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
     WHERE g.rolname = 'settler_services' AND (m.set_option OR m.inherit_option AND m.admin_option)
-       OR g.rolname IN ('settler_relay', 'settler_courier', 'settler_janitor') AND (m.inherit_option OR m.set_option AND m.admin_option)
+       OR g.rolname IN ('settler_relay', 'settler_courier', 'settler_janitor')
+          AND (m.inherit_option OR m.set_option AND m.admin_option)
        OR g.rolname NOT IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor') AND m.member IN (
           SELECT member FROM pg_auth_members WHERE roleid = 'settler_services'::regrole AND inherit_option
           UNION SELECT oid FROM pg_roles

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SECRETS = (
     "password_hash", "key_hash", "secret_encrypted", "secret_key_id", "previous_secret_encrypted",
-    "previous_secret_key_id", "previous_secret_until", "verification_token",
+    "previous_secret_key_id", "previous_secret_until", "verification_token", "invitation_hash",
 )  # fmt: skip
 """Columns that are of use to nobody but this system."""
 

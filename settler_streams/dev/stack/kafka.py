@@ -43,8 +43,8 @@ transaction.state.log.num.partitions=8
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
-# After a crash the node waits until its former registration has lapsed. Less than this, Kafka's default, and a node that
-# starts on a busy machine loses its leaderships again while it still loads what belongs to them.
+# After a crash the node waits until its former registration has lapsed. With less than this, Kafka's default, a node
+# that starts on a busy machine loses its leaderships again while it still loads what belongs to them.
 broker.session.timeout.ms=9000
 broker.heartbeat.interval.ms=500
 # The cleaner allocates this at its start: 16 MiB hold 700,000 keys a pass; the default is a sixth of the heap.

@@ -18,7 +18,8 @@ async def test_every_table_of_the_specification_is_there(owner):
     assert names == {
         "api_keys", "audit_logs", "dead_letters", "domains", "executions", "feature_flags", "jobs", "matches", "outbox",
         "reports",
-        "schema_migrations", "stream_positions", "tenant_quota_usage", "tenant_retention", "tenant_schemas",
+        "schema_migrations", "stream_positions", "tenant_children", "tenant_quota_usage", "tenant_retention",
+        "tenant_schemas",
         "tenant_signals", "tenant_slugs", "tenant_usage", "tenants", "unmatched", "users", "webhook_deliveries",
         "webhook_lanes", "webhooks",
     }  # fmt: skip

@@ -265,3 +265,36 @@ async def test_a_service_makes_a_schema_for_its_context_alone_and_once(pool, own
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with pool.tenant(tenant) as tx:
             await tx.execute(queries.MOVE_TENANT_ROWS, "public", await schema_of(owner, tenant))
+
+
+async def test_children_who_were_there_before_are_known_to_their_parents_wherever_these_are(
+    new_database, files, owner_connection
+):
+    settings = new_database()
+    later = [path for path in files.glob("*.sql") if int(path.name[:4]) >= 15]
+    for path in later:
+        path.rename(files.parent / path.name)
+    await migrate(settings, directory=files)
+    roots, children = [TenantId(str(uuid.uuid4())) for _ in range(2)], []
+    async with owner_connection(settings) as owner:
+        pool = await TenantConnectionPool.open(settings)
+        for root in roots:
+            child = TenantId(str(uuid.uuid4()))
+            for tenant, parent in ((root, None), (child, root)):
+                async with pool.tenant(tenant) as tx:
+                    await tx.execute(
+                        "INSERT INTO tenants (id, parent_id, root_id, slug, name, tier) "
+                        "VALUES ($1, $2, $3, $4, 'A', 'free')", tenant, parent, root, f"t-{tenant}",
+                    )  # fmt: skip
+            children.append(child)
+        await move(settings, roots[1], own_schema=True)
+        for path in later:
+            (files.parent / path.name).rename(path)
+        await migrate(settings, directory=files)
+        for root, child in zip(roots, children, strict=True):
+            async with pool.tenant(root) as tx:
+                assert [str(row[0]) for row in await tx.fetch("SELECT child_id FROM tenant_children")] == [child]
+        schema = await schema_of(owner, roots[1])
+        assert await owner.fetchval(f"SELECT count(*) FROM {schema}.tenant_children") == 1
+        assert await owner.fetchval("SELECT count(*) FROM public.tenant_children") == 1
+        await pool.close()

@@ -1,0 +1,129 @@
+"""What the commands under ``settler tenants`` have in common: their services, their ids, and how they print."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.cli.output import flag, print_json, print_table
+from settler_streams.cli.target import settings_of
+from settler_streams.errors import InvalidRequestError
+from settler_streams.ids import TenantId, canonical_tenant
+from settler_streams.services import EventPublisher, OutboxRelay, Tenant, TenantService
+from settler_streams.services.tenant_store import SOURCE
+from settler_streams.settings import Settings
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+ACTOR = "cli"
+"""Who the audit log says it was."""
+
+
+def page_flags(command: F) -> F:
+    """``--after`` and ``--limit``, for a list."""
+    limit = flag(
+        "--limit", env="SETTLER_PAGE_LIMIT", type=click.IntRange(1, 1000), default=100, help="At most so many."
+    )
+    after = flag("--after", env="SETTLER_PAGE_AFTER", default=None, help="Only those behind this id.")
+    return after(limit(command))
+
+
+def with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]]) -> T:
+    """Run ``work`` with a service whose changes are known to admission when they return."""
+
+    async def run() -> T:
+        async with TenantService.connect(settings_of(state_dir)) as service:
+            return await work(service)
+
+    return asyncio.run(run())
+
+
+def with_pool(state_dir: Path, work: Callable[[TenantConnectionPool], Awaitable[T]]) -> T:
+    """Run ``work``, which needs nothing but Postgres."""
+
+    async def run() -> T:
+        async with pool_of(settings_of(state_dir)) as pool:
+            return await work(pool)
+
+    return asyncio.run(run())
+
+
+def with_relay(state_dir: Path, work: Callable[[TenantConnectionPool, Settings], Awaitable[T]]) -> T:
+    """Run ``work``; then what it left in the outbox goes to Kafka, unless another relay is at it."""
+
+    async def run() -> T:
+        settings = settings_of(state_dir)
+        publisher = EventPublisher(settings, source=SOURCE)
+        async with pool_of(settings) as pool:
+            await publisher.start()
+            try:
+                done = await work(pool, settings)
+                while await OutboxRelay(pool, publisher).publish_pending():
+                    pass
+            finally:
+                await publisher.stop()
+        return done
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def pool_of(settings: Settings) -> AsyncIterator[TenantConnectionPool]:
+    """A pool that is closed afterwards."""
+    pool = await TenantConnectionPool.open(settings)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def tenant_id_of(text: str) -> TenantId:
+    """The id that was typed.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    try:
+        return canonical_tenant(text)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from error
+
+
+def print_one(document: Mapping[str, Any], *, as_json: bool) -> None:
+    """One thing: its fields below one another."""
+    if as_json:
+        print_json(document)
+    else:
+        print_table(("", ""), ((name, _cell(value)) for name, value in document.items()))
+
+
+def print_many(columns: Sequence[str], documents: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """Several things of one kind, each a line with the given columns; whole as JSON."""
+    if as_json:
+        print_json(documents)
+    else:
+        print_table(columns, ([_cell(document[column]) for column in columns] for document in documents))
+
+
+def print_tenant(tenant: Tenant, *, as_json: bool) -> None:
+    """A tenant, without its configuration."""
+    print_one(tenant_document(tenant), as_json=as_json)
+
+
+def tenant_document(tenant: Tenant) -> dict[str, Any]:
+    """What is shown of a tenant."""
+    document = asdict(tenant)
+    del document["config"], document["restored_as"]
+    return document
+
+
+def _cell(value: object) -> object:
+    return ", ".join(str(each) for each in value) if isinstance(value, list | tuple) else value

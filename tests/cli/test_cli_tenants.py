@@ -1,0 +1,177 @@
+"""``settler tenants`` against real services: a tenant's whole life, each step as another program would read it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settler_streams.services import AuthenticationError, verify_password
+from tests.services_layer.dns_server import DnsServer
+from tests.services_layer.platform import Platform
+from tests.services_layer.test_tenant_life import audit_of
+
+pytestmark = pytest.mark.services
+
+ENDS_WITHIN_S = 100
+REFUSED = 4
+Cli = Callable[..., Awaitable[tuple[int, Any]]]
+
+
+@pytest.fixture
+def cli(platform: Platform, tmp_path: Path) -> Cli:
+    """Runs ``settler tenants …`` and gives its exit code and its JSON, or what it printed as an error."""
+
+    async def run(*arguments: str, given: str = "", **environment: str) -> tuple[int, Any]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "settler_streams.cli.main", "tenants", *arguments, "--json",
+            env={**os.environ, **platform.settings.environment(), "SETTLER_STATE_DIR": str(tmp_path), **environment},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(ENDS_WITHIN_S):
+                out, err = await process.communicate(given.encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert b"Traceback" not in err, err.decode()
+        assert process.returncode is not None
+        return process.returncode, json.loads(out) if process.returncode == 0 else err.decode()
+
+    return run
+
+
+async def done(cli: Cli, *arguments: str, **more: str) -> Any:
+    code, printed = await cli(*arguments, **more)
+    assert code == 0, printed
+    return printed
+
+
+async def new_tenant(cli: Cli, *more: str) -> dict[str, Any]:
+    token = secrets.token_hex(6)
+    created: dict[str, Any] = await done(
+        cli, "create", "--name", "Acme", "--slug", f"t-{token}", "--owner-email", "o@acme.example",
+        "--owner-password", "correct horse", *more,
+    )  # fmt: skip
+    return created
+
+
+async def test_a_tenant_is_renamed_suspended_deleted_and_restored(cli: Cli, platform: Platform) -> None:
+    parent = (await new_tenant(cli))["id"]
+    child = (await new_tenant(cli, "--parent", parent))["id"]
+    assert [each["id"] for each in await done(cli, "children", parent)] == [child]
+    assert (await done(cli, "rename", child, "Acme & Co"))["name"] == "Acme & Co"
+    assert (await done(cli, "suspend", child))["status"] == "suspended"
+    assert (await done(cli, "reactivate", child))["status"] == "active"
+    code, said = await cli("delete", parent)
+    assert (code, "delete that first" in said) == (REFUSED, True)
+    assert (await done(cli, "delete", child))["erase_after"] is not None
+    assert await done(cli, "erasable") == []
+    assert (await done(cli, "restore", child))["status"] == "active"
+    await done(cli, "delete", child, "--grace-days", "0")
+    assert [each["id"] for each in await done(cli, "erasable")] == [child]
+    assert (await cli("restore", child))[0] == REFUSED
+    assert (await done(cli, "show", child))["status"] == "deleted"
+    assert {entry["actor"] for entry in await audit_of(platform, child)} == {"cli"}
+
+
+async def test_a_configuration_is_read_and_written(cli: Cli, tmp_path: Path) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    assert await done(cli, "config", "show", tenant) == {"version": 1, "config": {}}
+    file = tmp_path / "config.json"
+    file.write_text('{"locale": "dé"}')
+    changed = {"version": 2, "config": {"locale": "dé"}}
+    assert await done(cli, "config", "set", tenant, str(file), "--if-version", "1") == changed
+    code, said = await cli("config", "set", tenant, "-", "--if-version", "1", given="{}")
+    assert (code, "has version 2" in said) == (REFUSED, True)
+    for wrong, why in (("[]", "a JSON object"), ("{", "is not JSON")):
+        code, said = await cli("config", "set", tenant, "-", given=wrong)
+        assert (code, why in said) == (REFUSED, True)
+    assert await done(cli, "config", "show", tenant) == changed
+
+
+async def test_users_come_change_and_go(cli: Cli, platform: Platform) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    (owner,) = await done(cli, "users", "list", tenant)
+    code, said = await cli("users", "disable", tenant, owner["id"])
+    assert (code, "last active owner" in said) == (REFUSED, True)
+    added = await done(cli, "users", "add", tenant, "ada@acme.example", "owner", SETTLER_USER_PASSWORD="a password")
+    assert (await done(cli, "users", "role", tenant, owner["id"], "viewer"))["role"] == "viewer"
+    assert (await done(cli, "users", "disable", tenant, owner["id"]))["status"] == "disabled"
+    assert (await done(cli, "users", "enable", tenant, owner["id"]))["status"] == "active"
+    assert await done(cli, "users", "remove", tenant, owner["id"]) == {"removed": owner["id"]}
+    invited = await done(cli, "users", "invite", tenant, "bob@acme.example", "member")
+    accepted = await done(
+        cli, "users", "accept", SETTLER_INVITATION_TOKEN=invited["token"], SETTLER_USER_PASSWORD="bob's password"
+    )
+    assert (accepted["id"], accepted["status"]) == (invited["id"], "active")
+    listed = await done(cli, "users", "list", tenant)
+    assert [user["id"] for user in listed] == [added["id"], invited["id"]]
+    assert await done(cli, "users", "list", tenant, "--after", added["id"]) == listed[1:]
+    assert await done(cli, "users", "list", tenant, "--limit", "1") == listed[:1]
+    async with platform.pool.tenant(tenant) as tx:
+        stored = await tx.fetchval("SELECT password_hash FROM users WHERE email = 'bob@acme.example'")
+    assert await verify_password(stored, "bob's password")
+
+
+async def test_keys_are_issued_narrowed_rotated_and_revoked(cli: Cli, platform: Platform) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    plain = (await done(cli, "key", tenant))["key"]
+    issued = await done(cli, "keys", "issue", tenant, "--scope", "jobs:read", "--name", "reader", "--days", "9")
+    await done(cli, "keys", "scopes", tenant, issued["id"], "--scope", "flags:read")
+    assert (await platform.tenants.authenticate(issued["key"])).scopes == {"flags:read"}
+    assert (await done(cli, "keys", "expiry", tenant, issued["id"]))["expires_at"] is None
+    replaced = await done(cli, "keys", "rotate", tenant, issued["id"], "--overlap-hours", "1")
+    for each in (plain, issued["key"], replaced["key"]):
+        await platform.tenants.authenticate(each)
+    assert await done(cli, "keys", "revoke", tenant, issued["id"]) == {"revoked": issued["id"]}
+    with pytest.raises(AuthenticationError):
+        await platform.tenants.authenticate(issued["key"])
+    listed = await done(cli, "keys", "list", tenant)
+    assert [(key["name"], key["in_force"]) for key in listed] == [
+        ("default", True), ("reader", False), ("reader", True),
+    ]  # fmt: skip
+    assert (await cli("keys", "revoke", tenant, issued["id"]))[0] == REFUSED
+
+
+async def test_a_domain_is_proven_and_onboarding_sees_it(cli: Cli, platform: Platform) -> None:
+    tenant = (await new_tenant(cli, "--tier", "enterprise"))["id"]
+    before = await done(cli, "onboarding", tenant)
+    assert before == {
+        "done": False, "next": "api-key",
+        "steps": {"owner": True, "api-key": False, "domain-or-webhook": False, "first-job": False},
+    }  # fmt: skip
+    added = await done(cli, "domains", "add", tenant, "app.acme.example")
+    assert (added["record_type"], added["record_name"]) == ("TXT", "_settler-challenge.app.acme.example")
+    async with DnsServer.listening() as server:
+        code, said = await cli("domains", "verify", tenant, added["id"], DNS_NAMESERVERS=server.address)
+        assert (code, added["record_value"] in said) == (REFUSED, True)
+        server.records[added["record_name"]] = [added["record_value"]]
+        verified = await done(cli, "domains", "verify", tenant, added["id"], DNS_NAMESERVERS=server.address)
+    assert verified["status"] == "verified"
+    assert await done(cli, "domains", "list", tenant) == [verified]
+    assert (await done(cli, "onboarding", tenant))["steps"]["domain-or-webhook"] is True
+    assert await done(cli, "domains", "remove", tenant, added["id"]) == {"removed": added["id"]}
+    assert await done(cli, "domains", "list", tenant) == []
+    starter = (await new_tenant(cli, "--tier", "free"))["id"]
+    code, said = await cli("domains", "add", starter, "app.acme.example")
+    assert (code, "quota custom_domains exceeded: 0 of 0 used" in said) == (REFUSED, True)
+
+
+async def test_what_is_no_id_and_who_is_nobody_are_refused(cli: Cli) -> None:
+    nobody = "0190a1b2-c3d4-7e5f-8a6b-9c0d1e2f3a4b"
+    for arguments in (
+        ("users", "list"), ("keys", "list"), ("domains", "list"), ("onboarding",), ("config", "show"), ("delete",),
+    ):  # fmt: skip
+        code, said = await cli(*arguments, nobody)
+        assert (code, f"no tenant {nobody}" in said) == (REFUSED, True), arguments
+    code, said = await cli("users", "list", "acme")
+    assert (code, "not a tenant id" in said or "badly formed" in said) == (REFUSED, True)
