@@ -141,7 +141,8 @@ async def test_the_server_is_not_the_services_to_configure(database_settings):
 
 
 @pytest.mark.parametrize(
-    "context", [None, "", "RESET", "DISCARD", "00000000-0000-0000-0000-000000000001", str(uuid.uuid4())]
+    "context",
+    [None, "", "RESET", "DISCARD", "00000000-0000-0000-0000-000000000001", "6f0f3a54-6a39-4a1e-9d0e-0a4b7f3d2c11"],
 )
 async def test_without_a_context_of_its_own_nothing_is_seen(database_settings, context):
     async with login(database_settings) as connection, connection.transaction():

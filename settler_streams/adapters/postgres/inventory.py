@@ -51,7 +51,8 @@ _FACTS: Final[tuple[str, ...]] = (
     SELECT format('policy %s on %s: %s for %s to %s using %s with check %s', p.polname, c.relname,
                   CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END, p.polcmd,
                   (SELECT string_agg(r.name, ', ' ORDER BY r.name) FROM role r WHERE r.oid = ANY (p.polroles)),
-                  pg_get_expr(p.polqual, c.oid), pg_get_expr(p.polwithcheck, c.oid))
+                  regexp_replace(pg_get_expr(p.polqual, c.oid), '\\s+', ' ', 'g'),
+                  regexp_replace(pg_get_expr(p.polwithcheck, c.oid), '\\s+', ' ', 'g'))
     FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE c.relnamespace = (TABLE here)
     """,
     """
@@ -145,7 +146,7 @@ _FACTS: Final[tuple[str, ...]] = (
     SELECT format('setting of %s: %s', r.name, array_to_string(s.setconfig, ', '))
     FROM pg_db_role_setting s JOIN role r ON r.oid = s.setrole
     WHERE s.setdatabase IN (0, (TABLE this_database)) AND r.name IN
-          ('PUBLIC', 'login', 'settler_services', 'settler_relay')
+          ('PUBLIC', 'login', 'settler_services', 'settler_relay', 'settler_courier', 'settler_janitor')
     """,
 )
 
