@@ -196,7 +196,7 @@ async def test_nothing_else_is_left_over_on_a_pooled_connection(single):
         assert await tx.fetchval("SELECT pg_backend_pid()") == process
         assert await tx.fetchval("SELECT count(*) FROM pg_cursors WHERE is_holdable") == 0
         assert await tx.fetchval("SELECT current_setting('app.other', true)") in (None, "")
-        assert await tx.fetchval("SHOW search_path") == '"$user", public'
+        assert await tx.fetchval("SHOW search_path") == "public, pg_temp"
         assert await tx.fetch("SELECT pg_listening_channels()") == []
         assert await tx.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
         assert await tx.fetch("EXECUTE kept") == []

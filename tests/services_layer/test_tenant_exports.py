@@ -69,8 +69,9 @@ async def test_an_export_has_everything_of_the_tenant_and_nothing_of_another(
     assert files == {"files/2026/left.csv": len(f"of {tenant.id}"), "files/2026/empty.csv": 0}
 
     content = everything_in(folder)
-    for stranger in (child.id, other.id):
-        assert stranger.encode() not in content
+    assert other.id.encode() not in content
+    assert content.count(child.id.encode()) == 1, "who its children are is the tenant's, and nothing else of them"
+    assert [row["child_id"] for row in lines(folder, "tables/tenant_children.jsonl")] == [child.id]
     for secret in tenant_rows.SECRETS:
         assert secret.encode() not in content
 

@@ -12,7 +12,8 @@ from tests.services_layer.platform import Platform
 pytestmark = pytest.mark.services
 
 WEBHOOK = (
-    "INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, status) VALUES ($1, $2, 'https://a', 's', 'paused')"
+    "INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, secret_key_id, status)"
+    " VALUES ($1, $2, 'https://a', 's', 'k', 'paused')"
 )
 DOMAIN = "INSERT INTO domains (tenant_id, id, domain, verification_token) VALUES ($1, $2, 'a.example', 't')"
 JOB = "INSERT INTO jobs (tenant_id, job_id, decision, decision_version) VALUES ($1, $2, 'admitted', 0)"

@@ -177,7 +177,7 @@ _REMEDIES: Final[dict[str, str]] = {
     "a tenant's policy says that and nothing more": "drop it and CALL protect_tenant_table",
     "a group is joined as was intended": "REVOKE it and run `settler migrate`",
     "no inheritance reaches across tables": "use a partition; the parent's policies alone would bind",
-    "only feature_flags and the relay widen": "drop it; a parent sees a child by switching context",
+    "only feature_flags, the relay and the courier widen": "drop it; a parent sees a child by switching context",
     "the tenant column is never NULL": "ALTER COLUMN ... SET NOT NULL; platform-wide rows carry the nil UUID",
     "a primary key leads with the tenant": "make it PRIMARY KEY (tenant_id, ...)",
     "an index leads with the tenant": "make it (tenant_id, ...): a unique one would tell of others' rows",

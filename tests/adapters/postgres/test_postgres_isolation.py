@@ -19,7 +19,7 @@ ROWS = {
     "webhooks": "INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, secret_key_id) "
     "VALUES ($1, $2, 'https://a', 's', 'k')",
     "webhook_deliveries": "WITH w AS (INSERT INTO webhooks (tenant_id, id, url, secret_encrypted, secret_key_id) "
-    "VALUES ($1, $2, 'https://a', 's', 'k')) "
+    "VALUES ($1, $2, 'https://a', 's', 'k') ON CONFLICT DO NOTHING) "
     "INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body) VALUES ($1, $2, $2, 't', '{}')",
     "webhook_lanes": "INSERT INTO webhook_lanes (tenant_id, webhook_id) VALUES ($1, $2)",
     "jobs": "INSERT INTO jobs (tenant_id, job_id, decision, decision_version) VALUES ($1, $2, 'admitted', 0)",

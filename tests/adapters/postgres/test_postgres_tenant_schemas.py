@@ -207,7 +207,7 @@ async def test_a_schema_keeps_every_rule_of_isolation(database_settings, owner, 
     transaction = owner.transaction()
     await transaction.start()
     await owner.execute(f"SET LOCAL search_path = {await schema_of(owner, tenant)}, public, pg_temp")
-    beyond = [found for found in await violations(owner) if not found.endswith("_tenant_id_fkey")]
+    beyond = [found for found in await violations(owner) if "_tenant_id_fkey; " not in found]
     assert beyond == [], "but for the keys that refer to the tenants, who are not in this schema"
     await transaction.rollback()
 
