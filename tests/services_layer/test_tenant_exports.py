@@ -68,6 +68,8 @@ async def test_an_export_has_everything_of_the_tenant_and_nothing_of_another(
     files = {file.path: file.size for file in manifest.files if file.path.startswith("files/")}
     assert files == {"files/2026/left.csv": len(f"of {tenant.id}"), "files/2026/empty.csv": 0}
 
+    assert [row["child_id"] for row in lines(folder, "tables/tenant_children.jsonl")] == [child.id]
+    (folder / "tables/tenant_children.jsonl").unlink()  # which a parent knows of its children, and no more
     content = everything_in(folder)
     for stranger in (child.id, other.id):
         assert stranger.encode() not in content
