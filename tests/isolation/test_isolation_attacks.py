@@ -198,7 +198,10 @@ async def test_nothing_else_is_left_over_on_a_pooled_connection(single):
         assert await tx.fetchval("SELECT current_setting('app.other', true)") in (None, "")
         assert await tx.fetchval("SHOW search_path") == "public, pg_temp"
         assert await tx.fetch("SELECT pg_listening_channels()") == []
-        assert await tx.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+        assert (
+            await tx.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'")
+            == 0
+        )
         assert await tx.fetch("EXECUTE kept") == []
 
 
