@@ -69,14 +69,6 @@ END $$;
 GRANT EXECUTE ON FUNCTION run(text[]) TO settler_services
 """
 
-# Which row is met first, and whether a join's other side is read at all, is the planner's choice, and its estimates
-# know how large a table is, B's rows included. Held to this, it has none.
-ONE_PLAN = (
-    "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_indexscan = off; SET enable_bitmapscan = off;"
-    "SET enable_indexonlyscan = off; SET enable_material = off; SET enable_memoize = off; SET enable_hashagg = off;"
-    "SET join_collapse_limit = 1; SET from_collapse_limit = 1; SET max_parallel_workers_per_gather = 0"
-)
-
 
 async def make_twins(settings: Settings) -> dict[str, Settings]:
     twins = {name: settings.model_copy(update={"db_name": f"twin_{name}_{uuid.uuid4().hex[:8]}"}) for name in ROWS_OF_B}
@@ -124,6 +116,7 @@ async def _fill(owner: asyncpg.Connection, tenant_id: str, rows: int, mark: str)
     ):
         await owner.execute(f"UPDATE {table} SET {column} = 'epoch'")
     await owner.execute("UPDATE users SET updated_at = 'epoch'; UPDATE webhooks SET updated_at = 'epoch'")
+    await owner.execute("UPDATE webhook_lanes SET due_at = 'infinity'")  # an age would tell the time
 
 
 @contextlib.asynccontextmanager
@@ -141,14 +134,41 @@ async def session(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def answers(connection: asyncpg.Connection, statements: Sequence[str], *, one_plan: bool = False) -> list[str]:
-    if one_plan:
-        await connection.execute("SAVEPOINT one_plan;" + ONE_PLAN)
+async def answers(connection: asyncpg.Connection, statements: Sequence[str]) -> list[str]:
+    """What each statement says, in a line of text."""
+    return await connection.fetchval("SELECT run($1)", list(statements))
+
+
+async def with_and_without_others(settings: Settings, statements: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What A is told with everybody's rows there, and after all but its own and the platform's are gone.
+
+    Both in one transaction: a table is as large as before, and so the planner plans alike.
+    """
+    async with owner_of(settings) as owner:
+        transaction = owner.transaction()
+        await transaction.start()
+        try:
+            heard = await _as_a(owner, settings, statements)
+            await owner.execute("SET LOCAL session_replication_role = replica")  # no foreign key minds the order
+            for table, column in await owner.fetch(
+                "SELECT c.oid::regclass::text, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+                " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND NOT a.attisdropped"
+                " AND a.attname = CASE c.relname WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END"
+            ):
+                await owner.execute(f"DELETE FROM {table} WHERE {column} NOT IN ('{A}', '{PLATFORM}')")
+            await owner.execute("SET LOCAL session_replication_role = origin")
+            return heard, await _as_a(owner, settings, statements)
+        finally:
+            await transaction.rollback()
+
+
+async def _as_a(owner: asyncpg.Connection, settings: Settings, statements: Sequence[str]) -> list[str]:
+    await owner.execute(f"SET LOCAL ROLE {settings.db_app_user}; SET LOCAL transaction_timeout = 0")
+    await TenantContext.set(owner, TenantId(A))
     try:
-        return await connection.fetchval("SELECT run($1)", list(statements))
+        return await answers(owner, statements)
     finally:
-        if one_plan:
-            await connection.execute("ROLLBACK TO one_plan")
+        await owner.execute("RESET ROLE")
 
 
 async def said(connection: asyncpg.Connection, statement: str, *arguments: object) -> str:

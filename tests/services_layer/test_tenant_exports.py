@@ -71,9 +71,8 @@ async def test_an_export_has_everything_of_the_tenant_and_nothing_of_another(
     assert [row["child_id"] for row in lines(folder, "tables/tenant_children.jsonl")] == [child.id]
     (folder / "tables/tenant_children.jsonl").unlink()  # which a parent knows of its children, and no more
     content = everything_in(folder)
-    assert other.id.encode() not in content
-    assert content.count(child.id.encode()) == 1, "who its children are is the tenant's, and nothing else of them"
-    assert [row["child_id"] for row in lines(folder, "tables/tenant_children.jsonl")] == [child.id]
+    for stranger in (child.id, other.id):
+        assert stranger.encode() not in content
     for secret in tenant_rows.SECRETS:
         assert secret.encode() not in content
 
@@ -113,9 +112,7 @@ async def test_the_export_of_a_tenant_with_a_schema_is_the_same(
     before = await export_tenant(settings, tenant.id, tmp_path / "shared")
     await move(settings, tenant.id, own_schema=True)
     after = await export_tenant(settings, tenant.id, tmp_path / "own")
-    signals = "events/tenant-signals.jsonl"  # admission goes on reporting usage meanwhile
-    assert contents(after).keys() == contents(before).keys() | {signals}
-    assert {**contents(after), signals: ""} == {**contents(before), signals: ""}
+    assert contents(after) == contents(before)
 
 
 def contents(manifest: Manifest) -> dict[str, str]:

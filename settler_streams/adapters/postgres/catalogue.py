@@ -188,6 +188,7 @@ _REMEDIES: Final[dict[str, str]] = {
     "no function is callable by everybody": "REVOKE EXECUTE ... FROM PUBLIC, GRANT it to settler_services",
     "no relation is granted to everybody, nor beyond reading and writing rows": "REVOKE it",
     "audit entries and positions cannot be taken back": "REVOKE it",
+    "the janitor deletes what is past its retention": "CREATE POLICY past_retention, as migration 0013 does",
     "the services' roles own nothing and stand above nothing": "change the owner, REVOKE CREATE, run `settler migrate`",
     "money is not a float and a time has a zone": "use bigint minor units, timestamptz",
 }

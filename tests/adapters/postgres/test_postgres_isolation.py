@@ -34,7 +34,7 @@ ROWS = {
     "feature_flags": "INSERT INTO feature_flags (tenant_id, flag, scope, enabled, changed_by, changed_at, "
     "source_version) VALUES ($1, $2::uuid::text, 'tenant', true, 'me', now(), 0)",
     "tenant_retention": "INSERT INTO tenant_retention (tenant_id, kind, keep_days) "
-    "SELECT $1, 'usage', 1 + (hashtext($2::uuid::text) & 1023)",
+    "SELECT $1, 'usage', 1 + (hashtext($2::uuid::text) & 1023) ON CONFLICT DO NOTHING",
     "tenant_children": "INSERT INTO tenant_children VALUES ($1, $2)",
     "dead_letters": "INSERT INTO dead_letters VALUES ($1, 0, hashtext($2::uuid::text)::bigint & 65535, 'admission', "
     "'not-json', 'd', 't', 0, 0, 1, now())",
