@@ -102,6 +102,9 @@ class Cluster:
                 await client.close()
                 if not isinstance(error, NodeNotReadyError):
                     raise
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    # aiokafka's close awaits a task that it has cancelled, and takes our own cancellation for that one.
+                    raise asyncio.CancelledError from error
             else:
                 return client
             await asyncio.sleep(NAMED_RETRY_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -53,6 +55,26 @@ async def test_it_does_not_wait_for_ever(unnamed, monkeypatch, services, kafka):
         async with Cluster.of(services.settings).admin():
             pass
     assert unnamed.closed >= 10_000 - unnamed.left > 1
+
+
+async def test_a_cancellation_that_a_client_swallows_at_its_close_is_not_lost(unnamed, monkeypatch, services, kafka):
+    async def swallowing(self: AIOKafkaAdminClient) -> None:
+        await close(self)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+    async def enter() -> None:
+        async with Cluster.of(services.settings).admin():
+            pass
+
+    close = Unnamed.close
+    monkeypatch.setattr(Unnamed, "close", swallowing)
+    unnamed.left = 10_000
+    task = asyncio.create_task(enter())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert unnamed.left == 9_999, "it does not try again"
 
 
 async def test_who_looks_for_a_coordinator_that_no_broker_can_name_is_told_to_look_again(services, kafka):
