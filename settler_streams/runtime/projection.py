@@ -35,6 +35,9 @@ from settler_streams.topology import Projection, Topology, full_name
 
 log = structlog.get_logger(__name__)
 
+ENDS_SETTLE_S, ENDS_RETRY_S = 10.0, 0.1
+"""A broker that has just started may say for a moment that less is committed than was read from it before."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProjectionSpec:
@@ -102,10 +105,18 @@ class ProjectionSession:
         await self._consumer.start()
         self._reader = InputReader(self.spec.declared.role, self._consumer, tps)
         beginnings, ends = await self._reader.bounds()
-        for tp in tps:
-            position = await init_position(
+        positions = {
+            tp: await init_position(
                 self.spec.pool, self.spec.consumer, self.topic_ids[tp.topic], tp.topic, tp.partition, beginnings[tp]
             )
+            for tp in tps
+        }
+        loop = asyncio.get_running_loop()
+        patient_until_s = loop.time() + ENDS_SETTLE_S
+        while any(positions[tp] > ends[tp] for tp in tps) and loop.time() < patient_until_s:
+            await asyncio.sleep(ENDS_RETRY_S)
+            beginnings, ends = await self._reader.bounds()
+        for tp, position in positions.items():
             if not beginnings[tp] <= position <= ends[tp]:
                 raise StateError(
                     f"{self.spec.consumer}: position {position} of {tp.topic}-{tp.partition} lies outside the log "

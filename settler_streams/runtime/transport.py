@@ -82,7 +82,13 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         except RuntimeError as error:
             running.close()
             raise UnavailableError("the consumer's thread has ended") from error
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise UnavailableError("the consumer's thread has ended") from None  # and took the work with it
 
 
 class RebalanceListener(stock.ConsumerRebalanceListener):
@@ -206,7 +212,12 @@ class Consumer(stock.Consumer):
                     await fetcher._stopped.wait()  # noqa: SLF001
                     return
             except TimeoutError:
-                await self._thread.in_thread(alive)
+                try:
+                    await self._thread.in_thread(alive)
+                except UnavailableError:
+                    if self._thread.should_stop:  # the process ends, and the thread was first
+                        return
+                    raise
 
     def _on_runner_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
