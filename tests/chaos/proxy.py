@@ -188,7 +188,8 @@ def postgres_commit(_link: int, piece: bytes, from_client: bool) -> bool:
 
 def postgres_commit_reply(_link: int, piece: bytes, from_client: bool) -> bool:
     """PostgreSQL's word that it has committed, on its way to the client."""
-    return not from_client and b"COMMIT\0Z" in piece
+    # Ready (Z) follows, or first what the end of the transaction has set back (S): the search path.
+    return not from_client and (b"COMMIT\0Z" in piece or b"COMMIT\0S" in piece)
 
 
 def kafka_commit(_link: int, piece: bytes, from_client: bool) -> bool:
