@@ -10,8 +10,7 @@ import msgspec
 
 from settler_streams.cli.output import EXIT_DIFFERS, flag, json_flag, print_json, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.errors import InvalidRequestError
-from settler_streams.ids import canonical_tenant
+from settler_streams.cli.tenant_calls import tenant_id_of
 from settler_streams.services import exports
 
 _FOLDER = click.Path(path_type=Path)
@@ -25,10 +24,7 @@ _FOLDER = click.Path(path_type=Path)
 @json_flag()
 def export(tenant: str, folder: Path, secrets: bool, state_dir: Path, as_json: bool) -> None:
     """Write all that is held of TENANT to FOLDER, which is made: rows, events and files, with a manifest."""
-    try:
-        tenant_id = canonical_tenant(tenant)
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from error
+    tenant_id = tenant_id_of(tenant)
     settings = settings_of(state_dir)
     manifest = asyncio.run(
         exports.export_tenant(

@@ -51,12 +51,15 @@ def up(
 
 
 @click.command()
+@flag("--delete", env="SETTLER_DOWN_DELETE", is_flag=True, help="Delete the data as well; record sets stay.")
 @state_dir_flag()
 @json_flag()
-def down(state_dir: Path, as_json: bool) -> None:
-    """Stop everything that `settler up` has started, leftovers of a crash included. Data stays."""
+def down(delete: bool, state_dir: Path, as_json: bool) -> None:
+    """Stop everything that `settler up` has started, leftovers of a crash included. Data stays without --delete."""
     system = LocalSystem(state_dir)
     system.down()
+    if delete:
+        system.delete()
     if as_json:
         _print(system.status(), as_json=True)
 

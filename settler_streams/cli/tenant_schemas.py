@@ -10,8 +10,7 @@ import click
 from settler_streams.adapters.postgres import tenant_schemas
 from settler_streams.cli.output import EXIT_DIFFERS, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.errors import InvalidRequestError
-from settler_streams.ids import canonical_tenant
+from settler_streams.cli.tenant_calls import tenant_id_of
 from settler_streams.settings import Settings
 
 
@@ -27,10 +26,7 @@ def schema() -> None:
 @json_flag()
 def move(tenant: str, to: str, state_dir: Path, as_json: bool) -> None:
     """Move a tenant's rows into a schema of its own, or back. All or none; its transactions wait meanwhile."""
-    try:
-        tenant_id = canonical_tenant(tenant)
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from error
+    tenant_id = tenant_id_of(tenant)
     moved = asyncio.run(tenant_schemas.move(settings_of(state_dir), tenant_id, own_schema=to == "own"))
     if as_json:
         print_json({"moved_rows": moved})

@@ -15,16 +15,15 @@ import click
 
 from settler_streams.cli.output import EXIT_DIFFERS, flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
+from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of
 from settler_streams.core.webhooks import PUBLIC_TYPES
 from settler_streams.errors import InvalidRequestError
-from settler_streams.ids import TenantId, canonical_tenant
 from settler_streams.services.webhooks import Delivery, IssuedSecret, Webhook, WebhookService
 from settler_streams.services.webhooks.deliveries import LISTED_MAX, STATUSES
 from settler_streams.services.webhooks.service import OVERLAP_S
 
 T = TypeVar("T")
 
-ACTOR = "cli"
 TEST_POLL_S = 0.2
 """Between two looks at whether a test was sent."""
 
@@ -50,7 +49,8 @@ def webhooks() -> None:
 def add(tenant: str, url: str, events: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
     """Make a webhook for what happens from now on. Its secret is shown this once."""
     _print_secret(
-        _with_service(state_dir, lambda service: service.create(_tenant_id(tenant), url, events, actor=ACTOR)), as_json
+        _with_service(state_dir, lambda service: service.create(tenant_id_of(tenant), url, events, actor=ACTOR)),
+        as_json,
     )
 
 
@@ -60,7 +60,7 @@ def add(tenant: str, url: str, events: tuple[str, ...], state_dir: Path, as_json
 @json_flag()
 def list_(tenant: str, state_dir: Path, as_json: bool) -> None:
     """Show the tenant's webhooks, and how each fares."""
-    found = _with_service(state_dir, lambda service: service.list(_tenant_id(tenant)))
+    found = _with_service(state_dir, lambda service: service.list(tenant_id_of(tenant)))
     if as_json:
         print_json([asdict(webhook) for webhook in found])
         return
@@ -78,7 +78,7 @@ def list_(tenant: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def pause(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
     """Send nothing for now; what happens meanwhile is sent after `resume`."""
-    _print(_with_service(state_dir, lambda s: s.pause(_tenant_id(tenant), webhook, actor=ACTOR)), as_json)
+    _print(_with_service(state_dir, lambda s: s.pause(tenant_id_of(tenant), webhook, actor=ACTOR)), as_json)
 
 
 @webhooks.command()
@@ -88,7 +88,7 @@ def pause(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def resume(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
     """Send again, after a pause or after the endpoint's 410 had disabled the webhook."""
-    _print(_with_service(state_dir, lambda s: s.resume(_tenant_id(tenant), webhook, actor=ACTOR)), as_json)
+    _print(_with_service(state_dir, lambda s: s.resume(tenant_id_of(tenant), webhook, actor=ACTOR)), as_json)
 
 
 @webhooks.command()
@@ -107,7 +107,7 @@ def rotate(tenant: str, webhook: str, overlap: int, state_dir: Path, as_json: bo
     """Make a new secret. It is shown this once."""
     _print_secret(
         _with_service(
-            state_dir, lambda s: s.rotate_secret(_tenant_id(tenant), webhook, overlap_s=overlap, actor=ACTOR)
+            state_dir, lambda s: s.rotate_secret(tenant_id_of(tenant), webhook, overlap_s=overlap, actor=ACTOR)
         ),
         as_json,
     )
@@ -120,7 +120,7 @@ def rotate(tenant: str, webhook: str, overlap: int, state_dir: Path, as_json: bo
 @json_flag()
 def remove(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
     """Remove a webhook and all its deliveries, sent or not."""
-    _with_service(state_dir, lambda service: service.delete(_tenant_id(tenant), webhook, actor=ACTOR))
+    _with_service(state_dir, lambda service: service.delete(tenant_id_of(tenant), webhook, actor=ACTOR))
     if as_json:
         print_json({"removed": webhook})
 
@@ -142,7 +142,7 @@ def test(tenant: str, webhook: str, wait_s: int, state_dir: Path, as_json: bool)
     """Send an event of type settler.webhook.test.v1 now. Exit code 3: it has not arrived."""
 
     async def work(service: WebhookService) -> Delivery:
-        tenant_id, ends_s = _tenant_id(tenant), time.monotonic() + wait_s
+        tenant_id, ends_s = tenant_id_of(tenant), time.monotonic() + wait_s
         event_id = await service.deliveries.send_test(tenant_id, webhook, actor=ACTOR)
         while True:
             delivery = await service.deliveries.get(tenant_id, webhook, event_id)
@@ -170,7 +170,7 @@ def test(tenant: str, webhook: str, wait_s: int, state_dir: Path, as_json: bool)
 def deliveries(tenant: str, webhook: str, status: str | None, limit: int, state_dir: Path, as_json: bool) -> None:
     """Show the newest deliveries: those that ended are kept for a week, dead ones for thirty days."""
     found = _with_service(
-        state_dir, lambda s: s.deliveries.recent(_tenant_id(tenant), webhook, status=status, limit=limit)
+        state_dir, lambda s: s.deliveries.recent(tenant_id_of(tenant), webhook, status=status, limit=limit)
     )
     if as_json:
         print_json([asdict(delivery) for delivery in found])
@@ -200,7 +200,7 @@ def redrive(
         raise InvalidRequestError("name EVENTs, or give --all; `deliveries --status dead` shows what there is")
     driven = _with_service(
         state_dir,
-        lambda s: s.deliveries.redrive(_tenant_id(tenant), webhook, None if everything else event_ids, actor=ACTOR),
+        lambda s: s.deliveries.redrive(tenant_id_of(tenant), webhook, None if everything else event_ids, actor=ACTOR),
     )
     if as_json:
         print_json({"redriven": driven})
@@ -214,13 +214,6 @@ def _with_service(state_dir: Path, work: Callable[[WebhookService], Awaitable[T]
             return await work(service)
 
     return asyncio.run(run())
-
-
-def _tenant_id(text: str) -> TenantId:
-    try:
-        return canonical_tenant(text)
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from error
 
 
 def _time(moment: dt.datetime | None) -> str:

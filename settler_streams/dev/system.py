@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +129,14 @@ class LocalSystem:
                 state = self._load()
                 self._stop(list(self._children), state)
         self.stack.down()
+
+    def delete(self) -> None:
+        """Delete what the system keeps: its services' data, its logs and its state. Only after :meth:`down`.
+
+        Record sets that lie elsewhere stay, and so do services that the environment names.
+        """
+        self.stack.destroy()
+        shutil.rmtree(self.state_dir, ignore_errors=not self.state_dir.exists())
 
     def status(self) -> SystemStatus:
         """How everything is now. Takes no lock, so that it also answers during a start."""

@@ -132,6 +132,19 @@ def test_down_ends_an_up_that_runs_elsewhere(local: Local) -> None:
     assert not [pid for pid in running.values() if lives(pid)]
 
 
+def test_down_can_delete_the_data(local: Local) -> None:
+    with local.up("--executors", "0", "--workers", "0", "--no-courier") as up:
+        stack = LocalSystem(local.state_dir, environ=local.environ).stack
+        stack.status()
+        homes = [local.state_dir, *(part.home for part in stack._parts.values())]
+        assert [home for home in homes if not home.exists()] == []
+        code, status = local.run("down", "--delete")
+        assert (code, status["running"]) == (0, False)
+        assert up.wait(WAIT_S) == 0
+    assert [home for home in homes if home.exists()] == []
+    assert local.run("down", "--delete")[0] == 0, "again, with nothing there"
+
+
 def test_the_number_of_processes_follows_what_is_asked_for(local: Local) -> None:
     system = LocalSystem(local.state_dir, environ=local.environ)
     system.up(executors=2, workers=0, gateway=False)

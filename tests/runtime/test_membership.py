@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from faust.types import TP
 
 from settler_streams.adapters.kafka.cluster import Cluster
-from settler_streams.errors import ConfigurationError
+from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.runtime.app import FoldApp
 from settler_streams.runtime.session import Session
 from settler_streams.settings import Settings
@@ -57,6 +58,29 @@ async def test_a_member_that_the_group_has_lost_does_not_open_what_it_believes_t
 
         assert not await worker.app.consumer._thread.in_thread(excluded_and_asked)
         await worker.owns(lambda n: n == PARTITIONS)  # it has joined again
+
+
+async def test_work_that_ends_with_the_consumers_thread_is_no_cancellation_of_whoever_waits(log: KafkaLog) -> None:
+    worker = Worker(log)
+    async with running([worker.app]):
+        await worker.owns(lambda n: n == PARTITIONS)
+        in_thread = worker.app.consumer._thread.in_thread
+
+        async def ended_with_it(_consumer: Any) -> None:
+            raise asyncio.CancelledError
+
+        async def never(_consumer: Any) -> None:
+            begun.set_result(None)
+            await asyncio.Event().wait()
+
+        with pytest.raises(UnavailableError, match="thread has ended"):
+            await in_thread(ended_with_it)
+        begun: concurrent.futures.Future[None] = concurrent.futures.Future()
+        waiting = asyncio.create_task(in_thread(never))
+        await asyncio.wrap_future(begun)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
 
 async def test_a_session_that_has_not_taken_its_fold_when_a_rebalance_comes_does_not_take_it_afterwards(

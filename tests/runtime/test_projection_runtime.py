@@ -22,7 +22,9 @@ from settler_streams.agents.recorder import effects_of
 from settler_streams.errors import FencedError, StateError
 from settler_streams.events import ClockTick, JobDecided, QueuePriority
 from settler_streams.ids import TenantId
+from settler_streams.runtime import projection
 from settler_streams.runtime.projection import ProjectionSession, ProjectionSpec
+from settler_streams.runtime.reader import InputReader
 from settler_streams.runtime.step import Records
 from settler_streams.topology import load_topology
 from tests.runtime.counter import arrived, tenant_in
@@ -219,3 +221,27 @@ async def jobs(pool: TenantConnectionPool, tenant: TenantId) -> list[Any]:
 
 def tp(log: KafkaLog, partition: int) -> TopicPartition:
     return TopicPartition(log.full("job-decisions"), partition)
+
+
+async def test_a_broker_that_says_for_a_moment_that_less_is_committed_is_asked_again(
+    log: KafkaLog, opened: Open, partition: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await opened()
+    await decide(log, partition, [(tenant_in(partition), {})] * 3)
+    await project(session, await arrived(log, session))
+    asked, understated_times = 0, 2
+
+    async def understating(self: InputReader) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        nonlocal asked
+        asked += 1
+        beginnings, ends = await bounds(self)
+        return beginnings, dict.fromkeys(ends, 0) if asked <= understated_times else ends
+
+    bounds = InputReader.bounds
+    monkeypatch.setattr(InputReader, "bounds", understating)
+    assert (await opened()).positions == session.positions
+    assert asked == 3
+    understated_times = 1_000_000
+    monkeypatch.setattr(projection, "ENDS_SETTLE_S", 0.3)
+    with pytest.raises(StateError, match="lies outside the log"):
+        await opened()

@@ -91,6 +91,8 @@ class Cluster:
         A broker that its controller has not heard of for a while (a frozen machine) answers, but is named by nobody
         until the controller hears it again. A client that starts meanwhile knows no node to ask.
         """
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task is not None else 0
         while True:
             client = AIOKafkaAdminClient(
                 bootstrap_servers=self.servers, request_timeout_ms=int(ADMIN_DEADLINE_S * 1000), **self.access
@@ -102,7 +104,7 @@ class Cluster:
                 await client.close()
                 if not isinstance(error, NodeNotReadyError):
                     raise
-                if (task := asyncio.current_task()) is not None and task.cancelling():
+                if task is not None and task.cancelling() > cancelled:
                     # aiokafka's close awaits a task that it has cancelled, and takes our own cancellation for that one.
                     raise asyncio.CancelledError from error
             else:

@@ -1,8 +1,8 @@
 -- Reads one tenant's cached configuration; who finds none gets a lease, without which nothing can be stored.
 --
 -- KEYS: the tenant's hash. It holds v (version), one field per format with the value of that version, and, while
--- somebody reads the database for it, l (lease) and u (until when, in ms of the server's clock). ARGV: the format's field, a new lease, how long a lease lasts (ms), how
--- long a key without an end may go on (ms).
+-- somebody reads the database for it, l (lease) and u (until when, in ms of the server's clock).
+-- ARGV: the format's field, a new lease, how long a lease lasts (ms), how long a key without an end may go on (ms).
 --
 -- All who miss at a time share the first one's lease. It ends when something is stored, by an invalidation, a flush and
 -- by its age: what was read from the database before any of these cannot be stored after it.

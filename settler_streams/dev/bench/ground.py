@@ -128,5 +128,4 @@ def _own_system(home: Path) -> LocalSystem:
 
 def _clean(system: LocalSystem) -> None:
     system.down()
-    system.stack.destroy()
-    shutil.rmtree(system.state_dir)
+    system.delete()

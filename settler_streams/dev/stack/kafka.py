@@ -7,11 +7,11 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from settler_streams.dev.stack.jvm import Runtime
+from settler_streams.dev.stack.jvm import KAFKA_VERSION, Runtime
 from settler_streams.dev.stack.part import HOST, Part
 from settler_streams.dev.stack.probes import kafka_answers
 from settler_streams.dev.stack.state import write_private
-from settler_streams.errors import UnavailableError
+from settler_streams.errors import ConfigurationError, UnavailableError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,9 @@ HEAP_MB_MAX = 768
 
 FORMAT_S_MAX = 60.0
 """Formatting takes a second; a machine with all cores busy may need many times that."""
+
+_FORMATTED_BY = "formatted-by"
+"""In the data directory: the version of Kafka that made it."""
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -95,6 +98,7 @@ class Kafka(Part):
     def prepare(self) -> None:
         if not self.data.exists():
             self._format()
+        self._refuse_later_data()
         write_private(self._properties, self.properties(self.data))
 
     def command(self) -> list[str]:
@@ -120,6 +124,22 @@ class Kafka(Part):
         """What formatting wrote down."""
         lines = (self.data / "meta.properties").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line).get("cluster.id")
+
+    def _refuse_later_data(self) -> None:
+        """A broker reads what an older one has written; what a later one has written ends it with a Java trace.
+
+        Raises:
+            ConfigurationError: the data was written by a later Kafka, or by one that left no note of its version.
+        """
+        try:
+            version = (self.data / _FORMATTED_BY).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            version = "4.3.1"  # what there was before versions were noted
+        if _comparable(version) > _comparable(KAFKA_VERSION):
+            raise ConfigurationError(
+                f"the data in {self.data} was written by Kafka {version}, which {KAFKA_VERSION} cannot read; "
+                "`settler down --delete` deletes the local system's data, and the next start begins anew"
+            )
 
     def _format(self) -> None:
         """Format beside the final place; a crash half-way leaves nothing that looks formatted."""
@@ -148,6 +168,7 @@ class Kafka(Part):
         if done.returncode != 0:
             raise UnavailableError(f"formatting Kafka's storage failed: {done.stdout.decode(errors='replace')}")
         properties.unlink()
+        (fresh / _FORMATTED_BY).write_text(KAFKA_VERSION, encoding="utf-8")
         fresh.rename(self.data)
 
     def properties(self, data: Path) -> bytes:
@@ -170,3 +191,7 @@ class Kafka(Part):
             main_class,
             *arguments,
         ]
+
+
+def _comparable(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))

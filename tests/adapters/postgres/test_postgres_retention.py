@@ -212,13 +212,12 @@ async def test_the_janitor_cannot_delete_what_is_not_past_its_period(service, ow
     assert await counts(owner, tenant) == before
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", [table for table in TABLES if table not in ("matches", "unmatched", "reports")])
 async def test_a_service_that_is_not_the_janitor_cannot_delete_the_past(owner, pool, create_tenant, table):
+    """But for an attempt's rows, which an executor that repeats it replaces."""
     tenant = await create_tenant()
     await add_job(owner, tenant, ended_days_ago=5_000)
     await add_rest(owner, tenant, 5_000)
-    if table in ("matches", "unmatched", "reports"):
-        return  # an executor that repeats an attempt replaces its rows
     async with pool.tenant(tenant) as tx:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await tx.execute(f"DELETE FROM {table}")
