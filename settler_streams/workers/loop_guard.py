@@ -7,6 +7,8 @@ import faulthandler
 import os
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -43,3 +45,14 @@ def guard_loop(exit_code: int) -> threading.Event:
     beat.set()
     threading.Thread(target=watch, name="loop-guard", daemon=True).start()
     return ended
+
+
+def awaited(task: asyncio.Task[Any]) -> str:
+    """Where ``task`` waits, from its outermost coroutine to the innermost: ``run.py:60 _stop_all > ...``."""
+    frames: list[str] = []
+    at: Any = task.get_coro()
+    while at is not None:
+        if (frame := getattr(at, "cr_frame", None) or getattr(at, "gi_frame", None)) is not None:
+            frames.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}")
+        at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None)
+    return " > ".join(frames)

@@ -18,12 +18,14 @@ import structlog
 from settler_streams.errors import FencedError, StalledError, StateError
 from settler_streams.runtime.app import FoldApp
 from settler_streams.signals import stop_on_signals
-from settler_streams.workers.loop_guard import guard_loop
+from settler_streams.workers.loop_guard import awaited, guard_loop
 
 log = structlog.get_logger(__name__)
 
 STOP_DEADLINE_S = 15.0
 """Steps under way end within ten seconds (the drain deadline); the rest is leaving the consumer groups."""
+CANCEL_DEADLINE_S = 3.0
+"""For the tickers to hand over what they have sent: a tick that is not taken is followed by the next owner's."""
 EXIT_DEADLINE_S = 5.0
 """What is left after the apps have stopped is closing the loop, unless something in it refuses to end."""
 
@@ -60,7 +62,7 @@ async def run(apps: Sequence[FoldApp]) -> int:
         under_way: list[asyncio.Future[Any]] = [starting, *tickers]
         for task in under_way:
             task.cancel()
-        await asyncio.wait(under_way, timeout=STOP_DEADLINE_S)
+        await asyncio.wait(under_way, timeout=CANCEL_DEADLINE_S)
         await _stop_all(apps)
         ended.set()
     return _exit_code([f.result() for f in failures if f.done()], [t for t in tickers if t.done()])
@@ -74,11 +76,14 @@ def leave(exit_code: int) -> None:
 
 
 async def _stop_all(apps: Sequence[FoldApp]) -> None:
-    try:
-        async with asyncio.timeout(STOP_DEADLINE_S):
-            await asyncio.gather(*(app.stop() for app in apps))
-    except TimeoutError:
-        log.exception("worker did not stop in time", deadline_s=STOP_DEADLINE_S)
+    """Bounded, though Faust's services pass over the cancellation of what they wait for: :func:`leave` is for those."""
+    stops = [asyncio.create_task(app.stop(), name=f"stop {app.conf.id}") for app in apps]
+    stopped, late = await asyncio.wait(stops, timeout=STOP_DEADLINE_S)
+    if late:
+        under_way = sorted(f"{task.get_name()}: {awaited(task)}" for task in asyncio.all_tasks())
+        log.error("worker did not stop in time", deadline_s=STOP_DEADLINE_S, tasks=under_way)
+    for task in stopped:
+        task.result()
 
 
 def _exit_code(failures: Sequence[BaseException], tickers: Sequence[asyncio.Task[None]]) -> int:

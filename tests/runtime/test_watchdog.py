@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
+import signal
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -16,7 +19,7 @@ from settler_streams.runtime.session import Session
 from settler_streams.runtime.watchdog import CHECKS_MAX, Standing, Watchdog
 from settler_streams.settings import Settings
 from settler_streams.workers import run as worker_process
-from settler_streams.workers.run import EXIT_STALLED, run
+from settler_streams.workers.run import EXIT_OK, EXIT_STALLED, run
 from tests.runtime import counter
 from tests.runtime.apps import running
 from tests.runtime.counter import PARTITIONS, tenant_in, usage
@@ -182,3 +185,31 @@ async def test_an_idle_worker_notices_that_kafka_is_gone_for_good(
                 assert await ended == EXIT_STALLED
         finally:
             kafka.resume()
+
+
+@pytest.mark.services
+async def test_a_worker_ends_though_something_in_it_refuses_to(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Faust's services wait for their futures however often they are told to give up; the worker's log names them."""
+    monkeypatch.setattr(worker_process, "STOP_DEADLINE_S", 2.0)
+    over = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+
+    worker = Worker(log)
+    worker.app.add_future(stubborn())
+    try:
+        async with signals_restored(), asyncio.timeout(2 * WAIT_S_MAX):
+            ended = asyncio.create_task(run([worker.app]))
+            await worker.owns(lambda n: n == PARTITIONS)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await ended == EXIT_OK
+    finally:
+        over.set()
+    said = capsys.readouterr().out
+    assert "worker did not stop in time" in said
+    assert re.search(r"test_watchdog\.py:\d+ stubborn", said)
