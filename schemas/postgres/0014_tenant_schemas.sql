@@ -33,8 +33,9 @@ BEGIN
     PERFORM set_config('search_path', concat(quote_ident(own) || ', ', 'public, pg_temp'), true);
 END
 $$;
+-- Also to the roles that a transaction takes on: the session of a pooler may still have one when the next one enters.
 GRANT EXECUTE ON FUNCTION tenant_lock(uuid), enter_tenant(uuid)
-    TO settler_services, settler_relay, settler_janitor;
+    TO settler_services, settler_relay, settler_courier, settler_janitor;
 
 -- As before, but each tenant's effects go where its tables are.
 CREATE OR REPLACE FUNCTION project_batch(batch jsonb) RETURNS void

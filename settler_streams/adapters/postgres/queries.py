@@ -6,7 +6,8 @@ from typing import Final
 
 # The tenant's context
 
-SET_CONTEXT: Final = "SELECT public.enter_tenant($1::text::uuid)"
+# The role, too: behind a transaction-mode pooler, a session may have kept what a careless transaction had set in it.
+SET_CONTEXT: Final = "SELECT set_config('role', 'none', true), public.enter_tenant($1::text::uuid)"
 READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
 READ_LEFTOVERS: Final = """
 SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true), ''),
