@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,11 +78,12 @@ def leave(exit_code: int) -> None:
 
 async def _stop_all(apps: Sequence[FoldApp]) -> None:
     """Bounded, though Faust's services pass over the cancellation of what they wait for: :func:`leave` is for those."""
-    stops = [asyncio.create_task(app.stop(), name=f"stop {app.conf.id}") for app in apps]
+    stops = [asyncio.create_task(app.stop(), name=app.conf.id) for app in apps]
     stopped, late = await asyncio.wait(stops, timeout=STOP_DEADLINE_S)
     if late:
-        under_way = sorted(f"{task.get_name()}: {awaited(task)}" for task in asyncio.all_tasks())
-        log.error("worker did not stop in time", deadline_s=STOP_DEADLINE_S, tasks=under_way)
+        apps_late = sorted(task.get_name() for task in late)
+        waits = Counter(map(awaited, asyncio.all_tasks())).most_common()
+        log.error("worker did not stop in time", deadline_s=STOP_DEADLINE_S, late=apps_late, waits=waits)
     for task in stopped:
         task.result()
 
