@@ -81,7 +81,10 @@ def test_migrations_are_applied_once(cli: Cli) -> None:
     code, first = cli("migrate")
     assert code == 0
     assert first["applied"][0].startswith("0001_")
-    assert cli("migrate") == (0, {"applied": []})
+    assert cli("migrate") == (0, {"applied": [], "undone": []})
+    last = int(first["applied"][-1][:4])
+    assert cli("migrate", "--to", str(last)) == (0, {"applied": [], "undone": []})
+    assert cli("migrate", "--to", "9999") == (1, None), "no migration has that number"
 
 
 def test_a_tenants_past_schema_and_export(cli: Cli, new_tenant: Callable[[], str], tmp_path: Path) -> None:

@@ -57,11 +57,13 @@ _RULES: Final[dict[str, str]] = {
     SELECT t.name || '.' || p.polname FROM tenant_tables t JOIN pg_policy p ON p.polrelid = t.oid
     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = t.tenant_column
     CROSS JOIN LATERAL format(
+        $$(%I = (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid)$$, a.attname) AS seen
+    CROSS JOIN LATERAL format(
         $$(%I = ( SELECT (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid AS "nullif"))$$,
-        a.attname) AS own_row
+        a.attname) AS written
     WHERE (p.polname = 'tenant_rows' OR p.polname = 'tenant_rows_only'
            AND t.name NOT IN ('feature_flags', 'outbox', 'webhook_lanes'))
-      AND (pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid)) IS DISTINCT FROM (own_row, own_row)
+      AND (pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid)) IS DISTINCT FROM (seen, written)
     """,
     "a group is joined as was intended": """
     SELECT format('%s in %s', m.member::regrole, g.rolname) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid

@@ -1,19 +1,18 @@
-"""Bring the database to the schema that the files under ``schemas/postgres/`` describe."""
+"""Bring the database to the schema that the files under ``schemas/postgres/`` describe, or back to an earlier one."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
 from settler_streams.adapters.postgres import queries, roles
 from settler_streams.adapters.postgres.failures import translated
+from settler_streams.adapters.postgres.migration_files import Migration, read_migrations
+from settler_streams.adapters.postgres.migrations_back import go_back
 from settler_streams.adapters.postgres.server_version import refuse_unsafe
-from settler_streams.adapters.postgres.tenant_schemas import Progress, migrate_schemas
+from settler_streams.adapters.postgres.tenant_schemas import SHARED, Progress, migrate_schemas
 from settler_streams.errors import ConfigurationError
 from settler_streams.published import MIGRATIONS
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from settler_streams.settings import Settings
 
-SCHEMA = "public"
-
 # Exists in every cluster; connected to while the database itself may be missing.
 _MAINTENANCE_DATABASE = "postgres"
 
@@ -33,89 +30,90 @@ _MAINTENANCE_DATABASE = "postgres"
 _LOCK_WAIT = "600s"
 _CONNECT_S_MAX = 10.0
 
-_FILE_NAME = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 
+class Migrated(NamedTuple):
+    """The names of the migrations that were applied, or undone, each in that order."""
 
-@dataclass(frozen=True)
-class Migration:
-    """One numbered file. The checksum is the SHA-256 of its bytes, in hexadecimal."""
-
-    version: int
-    name: str
-    sql: str
-    checksum: str
+    applied: list[str]
+    undone: list[str]
 
 
 async def migrate(
     settings: Settings, *, directory: Path = MIGRATIONS, progress: Progress = lambda _done, _all: None
 ) -> list[str]:
+    """:func:`migrate_to` the last migration; returns the names of those that were applied."""
+    return (await migrate_to(settings, None, directory=directory, progress=progress)).applied
+
+
+async def migrate_to(
+    settings: Settings,
+    to: int | None,
+    *,
+    discard_data: bool = False,
+    directory: Path = MIGRATIONS,
+    progress: Progress = lambda _done, _all: None,
+) -> Migrated:
     """Create what is missing (roles, database), then apply each new migration in a transaction of its own.
 
-    Schemas of single tenants follow, each in a transaction of its own; ``progress`` is told of them.
+    Schemas of single tenants follow, each in a transaction of its own; ``progress`` is told of them. Where the database
+    is beyond ``to``, migrations are undone instead, schemas of tenants first (:func:`go_back`).
 
     Run as often as wanted, by any number of processes at once: one works, the others wait and find nothing left to do.
     The owner connects directly, not through a transaction-mode pooler, because the lock belongs to its session.
 
-    Returns:
-        The names of the migrations that this call applied, in order.
+    Args:
+        settings: of the deployment.
+        to: the number of the migration to arrive at; 0 for none, None for the last.
+        discard_data: on the way back, delete what the database cannot hold there.
+        directory: of the migrations.
+        progress: told how many schemas of tenants are done.
 
     Raises:
         ConfigurationError: a file was changed, removed or numbered below one that is already applied; a file name is
             malformed or a number taken twice; the role names collide; the server has a known way around row-level
-            security; a tenant's schema has another layout than the shared one.
+            security; a tenant's schema has another layout than the shared one; no migration has that number, or nothing
+            undoes one.
+        ConflictError: going back would delete data, or a tenant's schema could not be found any more.
         UnavailableError: the server cannot be reached, or another migration runs for longer than the lock wait.
     """
     roles.check_role_names(settings)
     files = read_migrations(directory)
+    if to is None:
+        to = files[-1].version
+    elif to and to not in (file.version for file in files):
+        raise ConfigurationError(f"no migration has the number {to}; the last one is {files[-1].name}")
     # Roles are shared by all databases of the cluster, and an advisory lock holds in one database only.
     async with _locked(settings, _MAINTENANCE_DATABASE) as maintenance:
         refuse_unsafe(await maintenance.fetchval(queries.SERVER_VERSION))
         await roles.create_roles(maintenance, settings)
         await roles.create_database(maintenance, settings)
     async with _locked(settings, settings.db_name) as connection:
-        applied = await _apply(connection, files)
-        await migrate_schemas(connection, files, progress)
-        return applied
+        applied = await _applied(connection, files)
+        wanted = [file for file in files if file.version <= to]
+        if len(applied) > len(wanted):
+            return Migrated([], await go_back(connection, applied, to, discard_data=discard_data, progress=progress))
+        new = wanted[len(applied) :]
+        for migration in new:
+            await _apply(connection, migration)
+        await migrate_schemas(connection, wanted, progress)
+        return Migrated([migration.name for migration in new], [])
 
 
-def read_migrations(directory: Path) -> list[Migration]:
-    """The migrations of a directory, in order of their numbers.
-
-    Raises:
-        ConfigurationError: a file name is not ``0001_some_words.sql``, a number is taken twice, or there is none.
-    """
-    files: list[Migration] = []
-    for path in sorted(directory.glob("*.sql")):
-        match = _FILE_NAME.match(path.name)
-        if match is None:
-            raise ConfigurationError(f"{path}: a migration is named like 0001_some_words.sql")
-        if files and files[-1].version == int(match[1]):
-            raise ConfigurationError(f"{path}: number {match[1]} is taken by {files[-1].name}")
-        content = path.read_bytes()
-        files.append(Migration(int(match[1]), path.name, content.decode(), hashlib.sha256(content).hexdigest()))
-    if not files:
-        raise ConfigurationError(f"{directory}: no migrations found")
-    return files
-
-
-async def _apply(connection: roles.Connection, files: Sequence[Migration]) -> list[str]:
+async def _apply(connection: roles.Connection, migration: Migration) -> None:
     async with connection.transaction():
-        await roles.execute_formatted(connection, queries.CLOSE_SCHEMA, SCHEMA)
-        await roles.execute_formatted(connection, queries.OPEN_SCHEMA, SCHEMA)
-        await connection.execute(queries.SEARCH_PATH, SCHEMA)
+        await connection.execute(queries.SEARCH_PATH, SHARED)
+        await connection.execute(migration.sql)
+        await connection.execute(queries.RECORD_MIGRATION, migration.version, migration.name, migration.checksum)
+
+
+async def _applied(connection: roles.Connection, files: Sequence[Migration]) -> Sequence[Migration]:
+    """Those that the ledger has, which have to be a prefix of the files."""
+    async with connection.transaction():
+        await roles.execute_formatted(connection, queries.CLOSE_SCHEMA, SHARED)
+        await roles.execute_formatted(connection, queries.OPEN_SCHEMA, SHARED)
+        await connection.execute(queries.SEARCH_PATH, SHARED)
         await connection.execute(queries.CREATE_LEDGER)
         ledger = await connection.fetch(queries.READ_LEDGER)
-    new = _not_yet_applied(files, ledger)
-    for migration in new:
-        async with connection.transaction():
-            await connection.execute(queries.SEARCH_PATH, SCHEMA)
-            await connection.execute(migration.sql)
-            await connection.execute(queries.RECORD_MIGRATION, migration.version, migration.name, migration.checksum)
-    return [migration.name for migration in new]
-
-
-def _not_yet_applied(files: Sequence[Migration], ledger: Sequence[asyncpg.Record]) -> Sequence[Migration]:
-    """What remains after the ledger, which has to be a prefix of the files."""
     for position, row in enumerate(ledger):
         if position == len(files) or files[position].version > row["version"]:
             raise ConfigurationError(f"{row['name']} is applied to the database, but its file is not here")
@@ -125,7 +123,7 @@ def _not_yet_applied(files: Sequence[Migration], ledger: Sequence[asyncpg.Record
             raise ConfigurationError(
                 f"{row['name']} was changed after it had been applied; undo that and write a new migration"
             )
-    return files[len(ledger) :]
+    return files[: len(ledger)]
 
 
 @contextlib.asynccontextmanager

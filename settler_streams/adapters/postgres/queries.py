@@ -218,3 +218,15 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 READ_LEDGER: Final = "SELECT version, name, checksum FROM schema_migrations ORDER BY version"
 RECORD_MIGRATION: Final = "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)"
+FORGET_MIGRATION: Final = "DELETE FROM schema_migrations WHERE version = $1"
+SCHEMAS_UNKNOWN: Final = f"{SCHEMAS_COUNT} AND to_regclass('public.tenant_schemas') IS NULL"
+STORED_COLUMNS: Final = """
+SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = to_regnamespace(quote_ident($1)) AND c.relkind IN ('r', 'p')
+  AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+"""
+LOCK_TABLE: Final = "LOCK TABLE %I.%I IN ACCESS EXCLUSIVE MODE"
+UNFORCE_TABLE: Final = "ALTER TABLE %I.%I NO FORCE ROW LEVEL SECURITY"
+ROW_SECURITY_OFF: Final = "SET LOCAL row_security = off"
+COUNT_ROWS: Final = "SELECT count(*) FROM %I.%I"
+WHERE_ANY_OF: Final = " WHERE num_nonnulls({}) > 0"

@@ -14,21 +14,19 @@ import asyncpg
 
 from settler_streams.adapters.postgres import queries
 from settler_streams.adapters.postgres.failures import translated
+from settler_streams.adapters.postgres.migration_files import TENANT_SCOPE, Migration
 from settler_streams.adapters.postgres.roles import execute_formatted
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import ConfigurationError, NotFoundError
 from settler_streams.ids import TenantId, canonical_tenant
 
 if TYPE_CHECKING:
-    from settler_streams.adapters.postgres.migrations import Migration
     from settler_streams.adapters.postgres.roles import Connection
     from settler_streams.settings import Settings
 
 SHARED = "public"
 PAGE = 100
 """Names of schemas in memory at a time, however many there are."""
-TENANT_SCOPE = "-- scope: tenant"
-"""The first line of a migration that changes tables which tenants' schemas have too: it is run in each of them."""
 MOVE_LOCK_WAIT = "30s"
 """Transactions of the tenant that are under way end within seconds; a move that waits longer gives up, and may be
 repeated. Those that begin meanwhile wait for it."""

@@ -1,0 +1,2 @@
+-- Undoes 0005.
+DROP TABLE feature_flags, audit_logs;

@@ -1,0 +1,2 @@
+-- Undoes 0006.
+DROP TABLE outbox, stream_positions;

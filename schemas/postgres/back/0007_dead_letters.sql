@@ -1,0 +1,2 @@
+-- Undoes 0007.
+DROP TABLE dead_letters;
