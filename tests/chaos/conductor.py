@@ -76,16 +76,17 @@ class Conductor:
         for name in WORKERS:
             arms = self._field.fleet.members[name].arms
             for point in self._chance.sample(STEP_POINTS[2:], 3):
-                arms += [self._arm("produce", admission, "refuse"), self._arm(point, admission)]
                 arms += [self._arm("awaited", admission, "stop")] * (name == WORKERS[0])
+                arms += [self._arm("produce", admission, "refuse"), self._arm(point, admission)]
         self._deal([], WORKERS)
 
     async def blows(self, least: Mapping[str, int], deadline_s: float) -> None:
-        """Wait until the fail points have acted so often, or for ``deadline_s``."""
+        """Wait until the fail points have acted so often and nobody is stopped any more, or for ``deadline_s``."""
 
         async def enough() -> bool:
             noted = Counter(note["action"] for note in self._field.fleet.noted())
-            return all(noted[action] >= count for action, count in least.items())
+            reached = all(noted[action] >= count for action, count in least.items())
+            return reached and not self._field.fleet.frozen()
 
         with contextlib.suppress(NotObservedError):
             await observe("enough blows", enough, deadline_s)

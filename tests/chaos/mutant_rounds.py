@@ -24,7 +24,7 @@ from tests.chaos.report import MUTANTS, Report
 ALL = ("", *WANTED)
 BLOWS_MIN = {"kill": 3, "refuse": 3, "stop": 1}
 """What every mutant gets at least; more, if it comes sooner."""
-BLOWS_S_MAX = 30.0
+BLOWS_S_MAX = 60.0
 """A mutant that survives what should end it never comes to its next blow."""
 PATIENCE_S = 8.0
 """A mutant may never come to its end; what it has done by then is looked at."""
