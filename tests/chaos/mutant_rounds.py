@@ -22,9 +22,11 @@ from tests.chaos.proxied_stack import ProxiedStack
 from tests.chaos.report import MUTANTS, Report
 
 ALL = ("", *WANTED)
-BLOWS_MIN = {"kill": 3, "refuse": 3, "stop": 1}
+BLOWS_MIN = {"kill": 3, "refuse": 3}
 """What every mutant gets at least; more, if it comes sooner."""
-BLOWS_S_MAX = 60.0
+ZOMBIES_MIN = {"unfenced": 3}
+"""A zombie that wakes up harms nobody if its fold has no new owner yet, or one that has done nothing."""
+BLOWS_S_MAX = 90.0
 """A mutant that survives what should end it never comes to its next blow."""
 PATIENCE_S = 8.0
 """A mutant may never come to its end; what it has done by then is looked at."""
@@ -60,7 +62,7 @@ async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
         await begin(field)
         async with Conductor(field) as conductor:
             conductor.arm_for_mutants()
-            await conductor.blows(BLOWS_MIN, BLOWS_S_MAX)
+            await conductor.blows(BLOWS_MIN | {"stop": ZOMBIES_MIN.get(mutant, 1)}, BLOWS_S_MAX)
             conductor.disarm()
         blows = len(field.fleet.noted())
         ended = True
