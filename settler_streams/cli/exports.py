@@ -1,8 +1,9 @@
-"""``settler tenants export`` and ``verify-export``: all that is held of a tenant, in a folder of plain files."""
+"""``settler tenants export``, ``verify-export``, ``restore-backup``: all that is held of a tenant, in plain files."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -10,8 +11,8 @@ import msgspec
 
 from settler_streams.cli.output import EXIT_DIFFERS, flag, json_flag, print_json, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.cli.tenant_calls import tenant_id_of
-from settler_streams.services import exports
+from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of
+from settler_streams.services import backups, exports
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -50,3 +51,26 @@ def verify_export(folder: Path, as_json: bool) -> None:
         click.echo("\n".join(found) or "whole")
     if found:
         raise SystemExit(EXIT_DIFFERS)
+
+
+@click.command(name="restore-backup")
+@click.argument("folder", type=_FOLDER)
+@state_dir_flag()
+@json_flag()
+def restore_backup(folder: Path, state_dir: Path, as_json: bool) -> None:
+    """Put the tenant of an export with --secrets back, where it is gone: rows and files, under its id.
+
+    `restore` undoes a deletion; this undoes an erasure or a loss. Killed half-way it is run again. Events are not sent
+    anew.
+    """
+    restored = asyncio.run(
+        backups.restore_tenant(
+            settings_of(state_dir), folder, actor=ACTOR, progress=lambda name: click.echo(name, err=True)
+        )
+    )
+    if as_json:
+        print_json(asdict(restored))
+    else:
+        click.echo(
+            f"tenant {restored.tenant_id}: {restored.rows} rows, {restored.files} files, version {restored.version}"
+        )

@@ -18,6 +18,7 @@ from settler_streams.errors import SettlerError
 from settler_streams.services import AuthenticationError, verify_password
 from tests.services_layer.dns_server import DnsServer
 from tests.services_layer.platform import Platform
+from tests.services_layer.test_tenant_backups import remove
 from tests.services_layer.test_tenant_life import audit_of
 
 pytestmark = pytest.mark.services
@@ -83,6 +84,19 @@ async def test_a_tenant_is_renamed_suspended_deleted_and_restored(cli: Cli, plat
     assert (await cli("restore", child))[0] == REFUSED
     assert (await done(cli, "show", child))["status"] == "deleted"
     assert {entry["actor"] for entry in await audit_of(platform, child)} == {"cli"}
+
+
+async def test_a_backup_is_restored_once_the_tenant_is_gone(cli: Cli, platform: Platform, tmp_path: Path) -> None:
+    tenant, backup = (await new_tenant(cli))["id"], str(tmp_path / "backup")
+    exported = await done(cli, "export", tenant, backup, "--secrets")
+    code, said = await cli("restore-backup", backup)
+    assert (code, f"something of tenant {tenant} is there" in said) == (REFUSED, True)
+    await remove(platform.settings, tenant)
+    rows = sum(file["lines"] for file in exported["files"] if file["path"].startswith("tables/"))
+    restored = await done(cli, "restore-backup", backup)
+    assert restored == {"tenant_id": tenant, "version": 2, "rows": rows, "files": 0}
+    assert (await done(cli, "show", tenant))["version"] == 2
+    assert {entry["actor"] for entry in await audit_of(platform, tenant)} == {"cli"}
 
 
 async def test_a_configuration_is_read_and_written(cli: Cli, tmp_path: Path) -> None:

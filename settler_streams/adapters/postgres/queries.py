@@ -147,6 +147,7 @@ WHERE x.tenant_id = $1 AND x.id = old.id
 # Schemas of tenants
 
 LIMIT_LOCK_WAIT_TO: Final = "SET LOCAL lock_timeout = %L"
+SET_LOCK_WAIT_TO: Final = "SET lock_timeout = %L"
 TENANT_EXISTS: Final = "SELECT EXISTS (SELECT FROM public.tenants WHERE id = $1)"
 CREATE_TENANT_SCHEMA: Final = "SELECT public.create_tenant_schema()"
 LOCK_TENANT_SCHEMA: Final = "SELECT pg_advisory_xact_lock(public.tenant_lock($1))"
@@ -178,6 +179,44 @@ SELECT relname FROM pg_class WHERE oid IN (SELECT public.tenant_tables('public')
 UNION ALL VALUES ('tenants'), ('feature_flags') ORDER BY 1
 """
 ROWS_AS_JSON: Final = "SELECT to_jsonb(t) - $1::text[] FROM "
+
+# Restoring a backup
+
+SERIALISE_RESTORE: Final = "SELECT pg_advisory_lock(hashtextextended('settler/restore/' || $1, 0))"
+# Every table of the shared schema that says whose its rows are, those of no tenant's schema included.
+TABLES_WITH_TENANTS: Final = """
+SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND a.attname = 'tenant_id'
+  AND NOT a.attisdropped
+UNION ALL VALUES ('tenants') ORDER BY 1
+"""
+HOLDS_ROW: Final = "SELECT EXISTS (SELECT FROM public.%I WHERE %I = %L)"
+SCHEMA_IS_THERE: Final = "SELECT to_regnamespace('t_' || replace($1, '-', '')) IS NOT NULL"
+REFERENCES: Final = """
+SELECT DISTINCT c.relname, r.relname FROM pg_constraint k
+JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class r ON r.oid = k.confrelid
+WHERE k.contype = 'f' AND k.connamespace = 'public'::regnamespace AND k.conrelid <> k.confrelid
+"""
+LINES_TABLE: Final = "restored_lines"
+CREATE_LINES: Final = f"CREATE TEMPORARY TABLE {LINES_TABLE} (line jsonb NOT NULL) ON COMMIT DROP"
+EMPTY_LINES: Final = f"TRUNCATE pg_temp.{LINES_TABLE}"
+# The condition: an owner that is a superuser would write rows of any tenant.
+INSERT_LINES: Final = (
+    "INSERT INTO %I ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM pg_temp.restored_lines "
+    "CROSS JOIN jsonb_populate_record(NULL::%I, line) AS t WHERE t.%I = %L"
+)
+RESTORE_LANES: Final = """
+INSERT INTO webhook_lanes (tenant_id, webhook_id) SELECT tenant_id, id FROM webhooks WHERE tenant_id = $1
+"""
+RESTORE_CHILD: Final = """
+INSERT INTO tenant_children (tenant_id, child_id, created_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
+"""
+CREATED_AT: Final = "SELECT created_at FROM tenants WHERE id = $1"
+# A child that is gone cannot be listed. The registry is what the owner sees of all tenants.
+FORGET_MISSING_CHILDREN: Final = """
+DELETE FROM tenant_children WHERE tenant_id = $1 AND child_id NOT IN (SELECT tenant_id FROM public.tenant_slugs)
+"""
+AUDITED: Final = "SELECT EXISTS (SELECT FROM audit_logs WHERE tenant_id = $1 AND action = $2 AND subject = $3)"
 
 # Migration
 
