@@ -172,8 +172,8 @@ async def _refuse(restore: TenantRestore, backup: _Backup, place: Path) -> None:
     tenant_id = backup.manifest.tenant_id
     if (layout := await restore.layout()) != backup.manifest.layout:
         raise ConflictError(
-            f"the rows are of migration {backup.manifest.layout}, the database is at {layout}; restore it in a "
-            "system of its own, with the release that took it, migrate that, and export it again"
+            f"the rows are of migration {backup.manifest.layout}, the database is at {layout}; restore them with the "
+            "release that took them, in a system of its own, migrate that, and export it again"
         )
     if found := await restore.holders():
         raise ConflictError(f"something of tenant {tenant_id} is there: {', '.join(found)}")

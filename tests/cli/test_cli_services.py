@@ -77,13 +77,15 @@ def test_the_topology_is_planned_applied_and_checked(cli: Cli) -> None:
     assert cli("topology", "check") == (0, {"agrees": True, "differences": 0})
 
 
-def test_migrations_are_applied_once(cli: Cli) -> None:
+def test_migrations_are_applied_once_and_undone(cli: Cli) -> None:
     code, first = cli("migrate")
     assert code == 0
     assert first["applied"][0].startswith("0001_")
     assert cli("migrate") == (0, {"applied": [], "undone": []})
-    last = int(first["applied"][-1][:4])
-    assert cli("migrate", "--to", str(last)) == (0, {"applied": [], "undone": []})
+    *_, before, last = first["applied"]
+    assert cli("migrate", "--to", str(int(last[:4]))) == (0, {"applied": [], "undone": []})
+    assert cli("migrate", "--to", str(int(before[:4]))) == (0, {"applied": [], "undone": [last]})
+    assert cli("migrate") == (0, {"applied": [last], "undone": []})
     assert cli("migrate", "--to", "9999") == (1, None), "no migration has that number"
 
 

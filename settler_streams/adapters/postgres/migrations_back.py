@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from settler_streams.adapters.postgres import queries
 from settler_streams.adapters.postgres.migration_files import BACK, TENANT_SCOPE, Migration
 from settler_streams.adapters.postgres.roles import execute_formatted
@@ -46,7 +48,7 @@ async def go_back(
     Raises:
         ConfigurationError: nothing undoes one of the migrations.
         ConflictError: data would be deleted, or a tenant has a schema that could not be found any more. Nothing has
-            been undone, unless that came into being meanwhile: then what was undone before its step stays undone.
+            been undone, unless that could not be foreseen: then what was undone before its step stays undone.
     """
     undone = [migration for migration in reversed(applied) if migration.version > to]
     if lacking := [f"{BACK}/{migration.name}" for migration in undone if migration.back is None]:
@@ -85,7 +87,7 @@ async def _refuse_losses_anywhere(connection: Connection, undone: Sequence[Migra
     held: Counter[str] = Counter()
     async with _undone_afterwards(connection):
         await connection.execute(queries.SEARCH_PATH, SHARED)
-        lost = await _lost(connection, SHARED, undone)
+        lost = await _foreseen(connection, undone)
         if not discard_data:
             held.update(await _held(connection, SHARED, lost))
     if not discard_data:
@@ -93,6 +95,19 @@ async def _refuse_losses_anywhere(connection: Connection, undone: Sequence[Migra
             async with _undone_afterwards(connection):
                 held.update(await _held(connection, schema, lost))
     _refuse_held(held)
+
+
+async def _foreseen(connection: Connection, undone: Sequence[Migration]) -> _Lost:
+    """What is lost in the shared schema; nothing can be said while tenants' schemas need something that goes.
+
+    That is, a function that their policies call: they let go of it in their own turn. Then each step counts alone.
+    """
+    try:
+        return await _lost(connection, SHARED, undone)
+    except asyncpg.DependentObjectsStillExistError:
+        if not await connection.fetchval(queries.SCHEMAS_COUNT):
+            raise
+        return {}
 
 
 async def _refuse_losses(

@@ -270,6 +270,47 @@ async def test_what_is_written_behind_the_count_is_found_in_the_step_that_would_
     await pool.close()
 
 
+NEEDED = """-- scope: tenant
+DO $$ BEGIN IF current_schema() = 'public' THEN
+    CREATE FUNCTION always() RETURNS boolean LANGUAGE sql RETURN true;
+    GRANT EXECUTE ON FUNCTION always() TO settler_services;
+END IF; END $$;
+CREATE POLICY needs ON users USING (public.always());
+ALTER TABLE users ADD COLUMN more text;
+"""
+NEEDED_BACK = """-- scope: tenant
+ALTER TABLE users DROP COLUMN more;
+DROP POLICY needs ON users;
+DO $$ BEGIN IF current_schema() = 'public' THEN DROP FUNCTION always(); END IF; END $$;
+"""
+
+
+@pytest.mark.parametrize("own_schema", [True, False])
+async def test_a_function_that_tenants_schemas_need_goes_after_them(new_database, files, owner_connection, own_schema):
+    settings, last = new_database(), FILES[-1].version
+    (files / "9999_needed.sql").write_text(NEEDED)
+    (files / BACK / "9999_needed.sql").write_text(NEEDED_BACK)
+    await migrate_to(settings, last, directory=files)
+    pool = await TenantConnectionPool.open(settings)
+    tenant = await new_tenant(pool)
+    await invite(pool, tenant)
+    await move(settings, tenant, own_schema=True)
+    other = await new_tenant(pool)
+    await invite(pool, other)
+    async with owner_connection(settings) as owner:
+        before = await catalogue(owner)
+        await migrate(settings, directory=files)
+        async with pool.tenant(tenant if own_schema else other) as tx:
+            await tx.execute("UPDATE users SET more = 'data'")
+        with pytest.raises(ConflictError, match=r"users \(more\): 1 rows"):
+            await migrate_to(settings, last, directory=files)
+        assert await owner.fetchval("SELECT count(*) FROM schema_migrations") == len(FILES) + 1
+        assert (await migrate_to(settings, last, directory=files, discard_data=True)).undone == ["9999_needed.sql"]
+        assert await catalogue(owner) == before
+        assert await differences(owner, await owner.fetchval(queries.SCHEMA_OF, tenant)) == []
+    await pool.close()
+
+
 async def test_an_owner_that_is_no_superuser_counts_every_tenants_rows(new_database, owner):
     name = f"managed_{uuid.uuid4().hex}"
     await owner.execute(
