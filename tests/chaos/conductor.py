@@ -76,7 +76,8 @@ class Conductor:
         for name in WORKERS:
             arms = self._field.fleet.members[name].arms
             for point in self._chance.sample(STEP_POINTS[2:], 3):
-                arms += [self._arm("awaited", admission, "stop")] * (name == WORKERS[0])
+                # Before it has sent anything: an open transaction would keep the next owner waiting until it has ended.
+                arms += [self._arm("folded", admission, "stop")] * (name == WORKERS[0])
                 arms += [self._arm("produce", admission, "refuse"), self._arm(point, admission)]
         self._deal([], WORKERS)
 
