@@ -51,8 +51,9 @@ CHANGE_INTERVAL_S = 7.0
 class Conductor:
     """Runs a list of faults over a field."""
 
-    def __init__(self, field: Field, say: Callable[[str], None] = str) -> None:
+    def __init__(self, field: Field, say: Callable[[str], None] = str, *, zombie_s: float = ZOMBIE_S) -> None:
         self._field = field
+        self._zombie_s = zombie_s
         self._say = say
         self._chance = random.Random(field.seed + 1)  # noqa: S311 - repeatable, not secret
         self._over = asyncio.Event()
@@ -207,7 +208,7 @@ class Conductor:
             frozen = set(self._field.fleet.frozen())
             since = {pid: since.get(pid, loop.time()) for pid in frozen}
             for pid, began_s in since.items():
-                if loop.time() - began_s > ZOMBIE_S:
+                if loop.time() - began_s > self._zombie_s:
                     os.kill(pid, signal.SIGCONT)
 
     async def _change_tenants(self) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.chaos import checker
 from tests.chaos.chaos_round import begin, drain, record
 from tests.chaos.conductor import Conductor
-from tests.chaos.field_of_work import Field
+from tests.chaos.field_of_work import SESSION_S, Field
 from tests.chaos.findings import Findings
 from tests.chaos.mutant_workers import WANTED
 from tests.chaos.pace import NotObservedError
@@ -25,9 +25,11 @@ ALL = ("", *WANTED)
 BLOWS_MIN = {"kill": 3, "refuse": 3}
 """What every mutant gets at least; more, if it comes sooner."""
 ZOMBIES_MIN = {"unfenced": 3}
-"""A zombie that wakes up harms nobody if its fold has no new owner yet, or one that has done nothing."""
+"""One whose fold had nothing to do meanwhile harms nobody when it wakes up."""
 BLOWS_S_MAX = 90.0
 """A mutant that survives what should end it never comes to its next blow."""
+LONG_DEAD_S = 4 * SESSION_S
+"""How long a zombie is stopped: until its fold has a new owner, which has done what the zombie is about to do again."""
 PATIENCE_S = 8.0
 """A mutant may never come to its end; what it has done by then is looked at."""
 
@@ -60,7 +62,7 @@ async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
     deployment = f"chaos-{seed}-{mutant or 'control'}"
     async with Field(deployment, seed, stack, mutant=mutant, few_jobs=True) as field:
         await begin(field)
-        async with Conductor(field) as conductor:
+        async with Conductor(field, zombie_s=LONG_DEAD_S) as conductor:
             conductor.arm_for_mutants()
             await conductor.blows(BLOWS_MIN | {"stop": ZOMBIES_MIN.get(mutant, 1)}, BLOWS_S_MAX)
             conductor.disarm()
