@@ -23,7 +23,7 @@ import structlog
 import uvloop
 from rich.console import Console
 
-from tests.chaos import checker, faults, mutant_rounds, mutants
+from tests.chaos import checker, faults, made_statements, mutant_rounds, mutants
 from tests.chaos.chaos_round import begin, drain, record
 from tests.chaos.check_ends import wrong_ends
 from tests.chaos.conductor import HITS_MIN, Conductor
@@ -34,7 +34,7 @@ from tests.chaos.proxied_stack import ProxiedStack
 from tests.chaos.report import COVERAGE, ENDS, PROGRESS, Report
 
 FAULTS_S = {"short": 0.0, "long": 1_080.0}
-"""How long faults are struck at least; each has its turn once in any case. The long round ends with the mutants."""
+"""How long faults are struck at least; each has its turn once in any case. Mutants and made statements follow."""
 MUTANT_TIMES = {"short": 1, "long": 3}
 """How often each mutant of the recording is planted, each time in another place."""
 POINTS_S_MAX = 60.0
@@ -42,7 +42,7 @@ POINTS_S_MAX = 60.0
 
 
 @click.command()
-@click.option("--long", "is_long", is_flag=True, help="Thirty minutes of everything, instead of about six.")
+@click.option("--long", "is_long", is_flag=True, help="Thirty minutes and a million statements, instead of about six.")
 @click.option(
     "--mutants", "only_mutants", is_flag=True, help="Only the mutants of workers, which the long round ends with."
 )
@@ -85,6 +85,8 @@ async def _run(report: Report, console: Console, names: tuple[str, ...]) -> None
             await _round(stack, report, console, began_s)
         if report.name != "short":
             await mutant_rounds.run_all(stack, report, console, names or mutant_rounds.ALL)
+        if report.name == "long":
+            await made_statements.ask(report, console)
     finally:
         await asyncio.to_thread(stack.destroy)
         shutil.rmtree(folder, ignore_errors=True)

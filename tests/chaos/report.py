@@ -21,6 +21,8 @@ ENDS = "ends"
 ENDS_MEANING = "a worker that fails says why, and only for a reason that a fault gives it"
 MUTANTS = "mutants"
 MUTANTS_MEANING = "every planted error makes the checker fail"
+MADE = "non-interference"
+MADE_MEANING = "what a tenant is told of a made statement is the same whatever the others have"
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Report:
     def meanings(self) -> dict[str, str]:
         """Every claim of this round and what it means."""
         meanings = {**INVARIANTS, PROGRESS: PROGRESS_MEANING, COVERAGE: COVERAGE_MEANING, ENDS: ENDS_MEANING}
-        return meanings | ({MUTANTS: MUTANTS_MEANING} if self.mutants else {})
+        meanings |= {MUTANTS: MUTANTS_MEANING} if self.mutants else {}
+        return meanings | ({MADE: MADE_MEANING} if self.name == "long" else {})
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a machine."""

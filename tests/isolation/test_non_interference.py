@@ -1,11 +1,12 @@
 """Whatever runs in A's context says the same, whatever the other tenants have: rows, counts, errors, messages.
 
-SETTLER_ISOLATION_STATEMENTS is the number of made statements (5,000), SETTLER_ISOLATION_SEED where they begin.
+SETTLER_ISOLATION_STATEMENTS is the number of made statements (10,000), SETTLER_ISOLATION_SEED where they begin.
 """
 
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import os
 import re
@@ -18,15 +19,19 @@ import pytest
 from settler_streams.adapters.postgres import queries as adapter_queries
 from settler_streams.services import queries as service_queries
 from settler_streams.services.webhooks import queries as webhook_queries
-from tests.isolation.made_sql import Maker, Table
+from tests.adapters.postgres.conftest import owner_of
+from tests.isolation.interference import differing, leaks, readable
+from tests.isolation.made_sql import Maker, some_programs, statement_of
+from tests.isolation.many_searches import searches
 from tests.isolation.probe import A, B
-from tests.isolation.twins import MARK, answers, make_twins, said, session, with_and_without_others
+from tests.isolation.search import SEARCHED_MAX, search, shares
+from tests.isolation.twins import MARK, answers, make_twins, row_id_of, said, session, weakened
+from tests.isolation.weakenings import mutants
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
-STATEMENTS = int(os.environ.get("SETTLER_ISOLATION_STATEMENTS") or 5_000)
+STATEMENTS = int(os.environ.get("SETTLER_ISOLATION_STATEMENTS") or 10_000)
 SEED = int(os.environ.get("SETTLER_ISOLATION_SEED") or 0)
-BATCH = 200
 PACKAGE = Path(adapter_queries.__file__).parents[2]
 
 APPLICATION_SQL = {
@@ -45,7 +50,7 @@ async def twins(cluster_settings):
 @pytest.fixture
 async def sessions(twins):
     async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(session(twin)) for twin in twins.values()]
+        yield {name: await stack.enter_async_context(session(twin)) for name, twin in twins.items()}
 
 
 def sql_in(path: Path) -> list[str]:
@@ -68,7 +73,7 @@ def test_no_application_sql_stands_elsewhere():
 
 
 VALUES = {
-    "uuid": [A, B, str(uuid.uuid5(uuid.UUID(A), "0")), str(uuid.uuid5(uuid.UUID(B), "0")), str(uuid.uuid4())],
+    "uuid": [A, B, row_id_of(A, 0), row_id_of(B, 0), str(uuid.uuid4())],
     "text": ["a0@b", f"{MARK}much0@b", A, "{}", "storage"], "int8": [0, 1, 10, 2**40, 5], "int4": [0, 1, 2, 3, 4],
     "bytea": [b"", b"x" * 32, b"a", b"b", b"c"], "timestamptz": [None] * 5,
 }  # fmt: skip
@@ -78,7 +83,7 @@ VALUES = {
 async def test_application_sql_says_the_same(sessions, name):
     statement = APPLICATION_SQL[name]
     shapes = []
-    for connection in sessions:
+    for connection in sessions.values():
         await connection.execute("SAVEPOINT shape")
         try:
             shapes.append([parameter.name for parameter in (await connection.prepare(statement)).get_parameters()])
@@ -93,81 +98,66 @@ async def test_application_sql_says_the_same(sessions, name):
         ]
         if "PASSWORD" in statement or "%I" in statement:
             arguments = []
-        heard = {await said(connection, statement, *arguments) for connection in sessions}
+        heard = {await said(connection, statement, *arguments) for connection in sessions.values()}
         assert len(heard) == 1, (name, arguments, heard)
 
 
-async def readable(connection) -> list[Table]:
-    rows = await connection.fetch(
-        "SELECT c.relname, c.relkind = 'v' AS is_view, a.attname, format_type(a.atttypid, NULL) AS kind"
-        " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
-        " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND a.attgenerated = ''"
-        " AND has_table_privilege(c.oid, 'SELECT') AND c.relname <> 'schema_migrations' ORDER BY 1, a.attnum"
-    )
-    tables: dict[str, Table] = {}
-    for name, is_view, column, kind in rows:
-        tables.setdefault(name, Table(name, {}, is_view)).columns[column] = kind
-    return list(tables.values())
+async def test_made_statements_say_the_same(twins):
+    for seed, statements in shares(SEED, STATEMENTS):
+        searched = await asyncio.to_thread(search, twins, seed, statements)
+        assert searched.found is None, str(searched)
 
 
-def leaks(statement: str, answer: str) -> bool:
-    """Whether the answer has a text of B that was not in the question."""
-    return MARK in answer.lower() and MARK not in statement.lower()
+async def test_searches_in_other_processes_share_the_statements(twins):
+    """As `python -m tests.isolation` does for the million that `make chaos-long` asks."""
+    found = await asyncio.to_thread(lambda: list(searches([twins], SEED + 2, SEARCHED_MAX // 100)))
+    assert [(each.seed, each.statements, each.found) for each in found] == [(SEED + 2, SEARCHED_MAX // 100, None)]
+    assert shares(5, 2 * SEARCHED_MAX + 1) == [(5, SEARCHED_MAX), (6, SEARCHED_MAX), (7, 1)]
 
 
-def comparable(statement: str, answer: str) -> str:
-    return "a plan" if statement.startswith("EXPLAIN") and not answer.startswith("ERROR") else answer
+HOLES = {
+    "a table without row-level security": r"ALTER TABLE jobs DISABLE ROW LEVEL SECURITY",
+    "policies that let everybody pass": r"ALTER POLICY \w+ ON webhooks USING \(true\) .*; .*\(true\)",
+    "a view with its owner's eyes": r"ALTER VIEW accepted_reports SET \(security_invoker = false\)",
+    "a key without the tenant": r"ALTER TABLE users DROP .*; ALTER TABLE users ADD UNIQUE \(email\)",
+}
 
 
-async def differing(sessions, statements: list[str]) -> dict[str, list[str]]:
-    """The statements that are not answered alike, with the answers."""
-    heard = [await answers(connection, statements) for connection in sessions]
-    rounds = list(zip(statements, zip(*heard, strict=True), strict=True))
-    assert [statement for statement, each in rounds if any(leaks(statement, answer) for answer in each)] == []
-    return {
-        statement: list(each) for statement, each in rounds if len({comparable(statement, one) for one in each}) > 1
-    }
-
-
-async def test_made_statements_say_the_same(twins, sessions):
-    maker = Maker(await readable(sessions[0]), SEED)
-    for begun in range(0, STATEMENTS, BATCH):
-        found = await differing(sessions, [maker.statement() for _ in range(BATCH)])
-        # Which of A's rows is met first, and so which of two errors comes first or whether one comes at all, follows
-        # from the plan, and the plan from how large the table is for everybody. Rows and counts have no such excuse.
-        for statement, each in found.items():
-            assert any(answer.startswith("ERROR") for answer in each), (SEED, begun, statement, each)
-        # That it is the plan is shown where it stays the same: the others' rows go, and the answer stays.
-        for twin in twins.values():
-            heard = await with_and_without_others(twin, list(found))
-            changed = [
-                each for each in zip(found, *heard, strict=True) if comparable(*each[:2]) != comparable(*each[::2])
-            ]
-            assert changed == [], (SEED, begun)
+@pytest.mark.parametrize("hole", HOLES)
+async def test_a_hole_is_found_by_made_statements(twins, hole):
+    async with owner_of(twins["much"]) as owner:
+        (sql,) = [mutant.sql for mutant in await mutants(owner) if re.fullmatch(HOLES[hole], mutant.sql)]
+    async with weakened(twins, sql) as weak:
+        searched = await asyncio.to_thread(search, weak, 0)
+    assert searched.found is not None
+    assert len(searched.found.statement) < 300, "it is not shrunk"
+    assert f"--statements {SEARCHED_MAX} --seed 0" in str(searched)
 
 
 async def test_made_statements_are_worth_comparing(sessions):
     """Neither silence nor refusals alone would prove anything; and B would be told other things."""
-    maker = Maker(await readable(sessions[0]), SEED)
-    statements = [maker.statement() for _ in range(1_000)]
-    heard = await answers(sessions[-1], statements)
+    much = sessions["much"]
+    tables = await readable(much)
+    statements = [statement_of(tables, program) for program in some_programs(SEED, 1_000)]
+    assert len(set(statements)) > 900
+    heard = await answers(much, statements)
     failed = sum(answer.startswith("ERROR") for answer in heard)
     assert 50 < failed < 800
     assert sum(bool(answer) and not answer.startswith("ERROR") for answer in heard) > 100
-    await sessions[-1].execute(f"SET LOCAL app.tenant_id = '{B}'")
-    of_b = await answers(sessions[-1], statements)
+    await much.execute(f"SET LOCAL app.tenant_id = '{B}'")
+    of_b = await answers(much, statements)
     assert sum(map(leaks, statements, of_b)) > 10
     assert sum(one != other for one, other in zip(heard, of_b, strict=True)) > 200
 
 
 async def test_cursors_and_copy_say_the_same(sessions):
-    maker = Maker(await readable(sessions[0]), SEED + 1)
-    for _ in range(100):
-        statement = maker.plain()
+    tables = await readable(sessions["much"])
+    for program in some_programs(SEED + 1, 100):
+        statement = Maker(tables, program).plain()
         if await differing(sessions, [statement]):
             continue  # which error comes first; the test above looks into that
-        assert len({await by_cursor(connection, statement) for connection in sessions}) == 1, statement
-        assert len({await by_copy(connection, statement) for connection in sessions}) == 1, statement
+        assert len({await by_cursor(connection, statement) for connection in sessions.values()}) == 1, statement
+        assert len({await by_copy(connection, statement) for connection in sessions.values()}) == 1, statement
 
 
 async def by_cursor(connection, statement: str) -> str:

@@ -16,7 +16,7 @@ from tests.adapters.postgres.test_postgres_isolation import ROWS
 from tests.isolation.probe import A, B
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from settler_streams.settings import Settings
 
@@ -70,6 +70,11 @@ GRANT EXECUTE ON FUNCTION run(text[]) TO settler_services
 """
 
 
+def row_id_of(tenant_id: str, number: int) -> str:
+    """The id of a tenant's row of that number, in every table."""
+    return str(uuid.uuid5(uuid.UUID(tenant_id), str(number)))
+
+
 async def make_twins(settings: Settings) -> dict[str, Settings]:
     twins = {name: settings.model_copy(update={"db_name": f"twin_{name}_{uuid.uuid4().hex[:8]}"}) for name in ROWS_OF_B}
     for name, twin in twins.items():
@@ -85,18 +90,35 @@ async def make_twins(settings: Settings) -> dict[str, Settings]:
                 await _fill(owner, B, ROWS_OF_B[name], f"{MARK}{name}")
             for tenant in range(ROWS_OF_B[name]):
                 await _fill(owner, str(uuid.uuid4()), tenant % 2, f"{MARK}{tenant}")
+            await _forget_the_time(owner)
             await owner.execute("ANALYZE")
     return twins
 
 
+@contextlib.asynccontextmanager
+async def weakened(twins: Mapping[str, Settings], sql: str) -> AsyncIterator[dict[str, Settings]]:
+    """Copies of ``twins``, to which nobody may be connected, after ``sql`` of their owner; dropped afterwards."""
+    copies = {name: twin.model_copy(update={"db_name": f"{twin.db_name}_weakened"}) for name, twin in twins.items()}
+    async with owner_of(next(iter(twins.values())).model_copy(update={"db_name": "postgres"})) as server:
+        try:
+            for name, twin in twins.items():
+                await server.execute(f"CREATE DATABASE {copies[name].db_name} TEMPLATE {twin.db_name}")
+                async with owner_of(copies[name]) as owner:
+                    await owner.execute(sql)
+            yield copies
+        finally:
+            for copy in copies.values():
+                await server.execute(f"DROP DATABASE IF EXISTS {copy.db_name} WITH (FORCE)")
+
+
 async def _fill(owner: asyncpg.Connection, tenant_id: str, rows: int, mark: str) -> None:
-    """Equal rows for equal arguments: every moment is the epoch."""
+    """Equal rows for equal arguments."""
     await owner.execute(
         "INSERT INTO tenants (id, root_id, slug, name, tier, created_at, updated_at)"
         " VALUES ($1, $1, $2, $2, 'free', 'epoch', 'epoch')", tenant_id, f"{mark}-1"
     )  # fmt: skip
     for number in range(rows):
-        row_id = uuid.uuid5(uuid.UUID(tenant_id), str(number))
+        row_id = row_id_of(tenant_id, number)
         texts = {"'a@b'": f"'{mark}{number}@b'", "sha256('k')": f"sha256('{mark}{number}')", "now()": "'epoch'",
                  "'a.example'": f"'{mark}{number}.example'", "'e'": f"'{mark}'", "'l'": f"'{number}'",
                  "'d'": f"'{mark}'", "'a', 'b', 'c'": f"'{mark}', '{number}', 'c'"}  # fmt: skip
@@ -109,6 +131,10 @@ async def _fill(owner: asyncpg.Connection, tenant_id: str, rows: int, mark: str)
             " WHERE (tenant_id, job_id) = ($1, $2)",
             tenant_id, row_id, number,
         )  # fmt: skip
+
+
+async def _forget_the_time(owner: asyncpg.Connection) -> None:
+    """What the clock has written becomes the epoch."""
     for table, column in await owner.fetch(
         "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
         " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attname = 'created_at'"
