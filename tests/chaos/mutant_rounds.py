@@ -5,6 +5,7 @@ The first one has no bug: under the same blows the checker must find nothing.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ PLANT = "plant"
 """What is found when a planted bug is another one than was meant."""
 MISFITS = ("AttributeError", "ImportError", "NameError", "TypeError")
 """What Python says when a plant does not fit the product any more: the worker ends by it, and anything is lost."""
+_MISFIT = re.compile(rf"\b({'|'.join(MISFITS)})(: |\()")
+SHOWN_MAX = 300
+"""Characters of a log's line on either side."""
 
 
 async def run_all(stack: ProxiedStack, report: Report, console: Console, names: Sequence[str]) -> None:
@@ -81,7 +85,8 @@ async def _one(stack: ProxiedStack, mutant: str, seed: int) -> Findings:
 
 
 def misfits(folder: Path) -> Iterator[str]:
-    """Which logs tell of an error that only a plant can have caused, and of which."""
+    """The lines of the logs that tell of an error which only a plant can have caused."""
     for log in sorted(folder.glob("*.log")):
-        text = log.read_text(encoding="utf-8", errors="replace")
-        yield from (f"{log.name}: {kind}" for kind in MISFITS if f"{kind}: " in text or f"{kind}(" in text)
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if found := _MISFIT.search(line):
+                yield f"{log.name}: ...{line[max(0, found.start() - SHOWN_MAX) : found.end() + SHOWN_MAX]}"

@@ -189,8 +189,8 @@ async def with_and_without_others(settings: Settings, statements: Sequence[str])
 
 
 async def _as_a(owner: asyncpg.Connection, settings: Settings, statements: Sequence[str]) -> list[str]:
+    await TenantContext.set(owner, TenantId(A))  # first: it gives the session back its own role
     await owner.execute(f"SET LOCAL ROLE {settings.db_app_user}; SET LOCAL transaction_timeout = 0")
-    await TenantContext.set(owner, TenantId(A))
     try:
         return await answers(owner, statements)
     finally:
