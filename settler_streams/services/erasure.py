@@ -23,8 +23,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import structlog
-
 from settler_streams.adapters import tenant_folder
 from settler_streams.adapters.kafka.tenant_records import TenantRecords
 from settler_streams.adapters.kafka.tenant_state import TenantState
@@ -45,8 +43,6 @@ from settler_streams.settings import Settings
 from settler_streams.topology import Topology, load_topology
 
 __all__ = ["Erasure", "ErasureIncompleteError", "ErasureService"]
-
-log = structlog.get_logger(__name__)
 
 STATE_GONE_WITHIN_S = 120.0
 """Longest wait for the noisy-neighbour folds, whose windows end by themselves within a minute."""
@@ -149,7 +145,6 @@ class ErasureService:
             progress("check")
             await erasures.end(self._pool, tenant_id)
             erasure = await self._record(tenant_id)
-            log.info("tenant erased", tenant=tenant_id, by=erasure.asked_by, **erasure.counts)
         return erasure
 
     async def _record(self, tenant_id: TenantId) -> Erasure:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import json
+import os
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -119,7 +122,7 @@ async def lived_in(platform: Platform, settings: Settings, **more: object) -> Li
     async with TenantConfigurations.connect(settings, platform.pool) as configurations:
         await configurations.read(tenant.id)
     limiter = ValkeyRateLimiter(settings, "http")
-    await limiter.take(tenant.root_id, [Limit(tenant.id, 60, 10)])
+    await limiter.take(tenant.root_id, [Limit(tenant.id, 1, 10)], cost=10)  # full again in ten minutes, not before
     await limiter.close()
     return Lived(tenant, key)
 
@@ -291,6 +294,32 @@ async def test_a_cancellation_in_the_middle_is_continued_as_well(
     assert (await service.erase(lived.id)).ended_at is not None
     assert await service.unfinished(platform.directory) == []
     assert list(await rows_of(owner, lived.id)) == RECORD_ALONE
+
+
+async def test_a_process_that_is_killed_by_the_kernel_is_continued_by_the_next(
+    platform: Platform, settings: Settings, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    lived = await deleted(platform, await lived_in(platform, settings))
+    environment = {**os.environ, **settings.environment(), "SETTLER_STATE_DIR": str(tmp_path / "state")}
+    command = [sys.executable, "-m", "settler_streams.cli.main", "tenants", "erase", lived.id, "--yes", "--json"]
+    for step in (b"begin", b"folds", b"files", b"rows/"):
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        assert process.stderr is not None
+        try:
+            async with asyncio.timeout(SETTLED_WITHIN_S):
+                while not (line := await process.stderr.readline()).startswith(step):
+                    assert line, f"it has ended before {step!r}"
+        finally:
+            process.kill()
+            await process.wait()
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(2 * SETTLED_WITHIN_S):
+        printed, _ = await process.communicate()
+    assert (process.returncode, json.loads(printed)["tenant_id"]) == (0, lived.id)
+    assert list(await rows_of(owner, lived.id)) == RECORD_ALONE
+    assert (files_of(settings, lived.tenant), await keys_of(settings, lived.tenant)) == ([], [])
 
 
 async def test_two_processes_at_once_erase_a_tenant_once(
