@@ -25,6 +25,9 @@ BROKER_LIMIT_FACTOR = 2
 """The broker takes records of twice the contract's size, so that an oversize one ends as a dead letter, bytes and all;
 what is larger still, the broker refuses, and its producer learns at once."""
 _JOURNAL_RETENTION_MS = 30 * _UNIT_MS["d"]
+_COMPACTION_LAG_MS = _UNIT_MS["d"]
+"""What a later record of its key replaces, or a tombstone deletes, does not outlast the next compaction: by default a
+quiet partition would keep it for ever."""
 
 
 class _Model(BaseModel):
@@ -192,6 +195,8 @@ def _declare(prefix: str, name: str, partitions: int, cleanup: str, retention_ms
     }
     if cleanup == "delete":
         config["retention.ms"] = str(retention_ms)
+    else:
+        config["max.compaction.lag.ms"] = str(_COMPACTION_LAG_MS)
     return Declared(topic=full_name(prefix, name), partitions=partitions, config=config)
 
 

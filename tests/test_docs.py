@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from settler_streams.topology import FOREVER_MS, load_topology
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 NAMED = re.compile(r"`([\w./-]+\.(?:py|yaml|yml|sql|lua))(?:::(\w+))?`")
@@ -51,3 +53,21 @@ def sections(page: Path) -> set[str]:
     """The anchors of a page's headings."""
     headings = HEADING.findall(page.read_text(encoding="utf-8"))
     return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_guarantees_say_of_every_topic_how_long_an_erased_tenants_records_stay() -> None:
+    guarantees = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    section = guarantees.partition("## What an erasure leaves")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    said = {topic: stays.strip() for names, stays in rows for topic in re.findall(r"`([\w-]+)`", names)}
+    topics = {topic.name: topic for topic in load_topology().topics if topic.events or topic.name == "dead-letters"}
+    assert said.keys() == topics.keys() - {"clock-ticks"}
+    for name, stays in said.items():
+        topic = topics[name]
+        if topic.cleanup == "compact":
+            assert stays.startswith("a tombstone"), name
+        elif topic.retention_ms == FOREVER_MS:
+            assert stays.startswith("for ever"), name
+        else:
+            days = topic.retention_ms // 86_400_000
+            assert stays.startswith(f"{days} day{'s' * (days > 1)}, "), name

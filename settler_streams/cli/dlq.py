@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,10 +13,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from settler_streams.adapters.kafka import dead_letters
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.dead_letters import LIST_MAX, DeadLetter, Redriven, Selection
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
 from settler_streams.errors import ConflictError, InvalidRequestError
+from settler_streams.ids import TenantId
+from settler_streams.services import TenantDirectory
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
 
@@ -61,7 +65,7 @@ def list_(
 ) -> None:
     """List dead letters, oldest first."""
     selection = Selection(reason, tenant, topic, _ms(since), open_only=open_only)
-    found = asyncio.run(dead_letters.select(settings_of(state_dir), load_topology(), selection, limit))
+    found = asyncio.run(_select(settings_of(state_dir), selection, limit))
     if as_json:
         print_json([dead_letters.as_json(letter) for letter in found])
         return
@@ -76,7 +80,7 @@ def list_(
 @json_flag()
 def show(letter_id: str, raw: bool, state_dir: Path, as_json: bool) -> None:
     """Show one dead letter with its headers and bytes."""
-    letter = asyncio.run(dead_letters.find(settings_of(state_dir), load_topology(), letter_id))
+    letter = asyncio.run(_find(settings_of(state_dir), letter_id))
     if raw:
         click.get_binary_stream("stdout").write(letter.value)
         return
@@ -134,17 +138,39 @@ def redrive(
 def _redrive(settings: Settings, selection: Selection, limit: int, rate: int, *, force: bool) -> Redriven:
     with Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal) as bar:
         task = bar.add_task("redriving", total=None)
-        return asyncio.run(
-            dead_letters.redrive(
+
+        async def work() -> Redriven:
+            return await dead_letters.redrive(
                 settings,
                 load_topology(),
-                selection,
+                replace(selection, erased=await _erased(settings)),
                 limit=limit,
                 rate_per_s=rate,
                 force=force,
                 on_sent=lambda sent: bar.advance(task, sent),
             )
-        )
+
+        return asyncio.run(work())
+
+
+async def _select(settings: Settings, selection: Selection, limit: int) -> list[DeadLetter]:
+    chosen = replace(selection, erased=await _erased(settings))
+    return await dead_letters.select(settings, load_topology(), chosen, limit)
+
+
+async def _find(settings: Settings, letter_id: str) -> DeadLetter:
+    return await dead_letters.find(settings, load_topology(), letter_id, await _erased(settings))
+
+
+async def _erased(settings: Settings) -> frozenset[TenantId]:
+    """The tenants of whom nothing is shown any more, although their records may lie in Kafka for days."""
+    async with Cluster.of(settings).admin():
+        directory = TenantDirectory(settings)  # which would be patient with a broker that is not there
+    await directory.start()
+    try:
+        return directory.erased
+    finally:
+        await directory.stop()
 
 
 def _refuse_what_was_named(letter_ids: tuple[str, ...], outcome: Redriven) -> None:

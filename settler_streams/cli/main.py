@@ -11,6 +11,7 @@ import importlib
 import sys
 
 import click
+import structlog
 
 from settler_streams import __version__
 from settler_streams.cli.output import EXIT_CODES
@@ -64,6 +65,8 @@ def settler() -> None:
 
 def main() -> None:
     """Run the command line and exit with a code that means something."""
+    # What a service logs on the way is not part of the answer; a process that runs on has a form of its own for it.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         settler(prog_name="settler")
     except SettlerError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from settler_streams.cli import tenant_life
+from settler_streams.cli.erasure import erase
 from settler_streams.cli.exports import export, restore_backup, verify_export
 from settler_streams.cli.output import flag, json_flag, print_json, state_dir_flag
 from settler_streams.cli.retention import retention, sweep
@@ -113,7 +114,7 @@ def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) ->
 
 
 for command in (
-    *tenant_life.COMMANDS, users, keys, domains, webhooks, config, onboarding, retention, sweep, schema, export,
+    *tenant_life.COMMANDS, erase, users, keys, domains, webhooks, config, onboarding, retention, sweep, schema, export,
     verify_export, restore_backup,
 ):  # fmt: skip
     tenants.add_command(command)

@@ -9,6 +9,7 @@ job      one admitted, unfinished job: the reservation of a concurrent-job slot 
 seen     ids of requests and usage events already handled, together; see :mod:`settler_streams.core.dedup`
 flag     flag settings that gate job kinds
 reports  the number of the present round of usage reports
+erased   a tenant that was erased: nothing else is kept of it, and its requests are refused
 =======  ==========================================================================================================
 """
 
@@ -20,7 +21,8 @@ from typing import ClassVar
 
 from settler_streams.core import quotas
 from settler_streams.core.dedup import SeenIds, SeenWindow
-from settler_streams.core.flags import FlagSetting, FlagTable, setting_of
+from settler_streams.core.erasure import Erased, erased_tenants, passed_on
+from settler_streams.core.flags import FlagSetting, FlagTable, setting_key, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.job_requests import admission_of, check_paths, refusal_of
 from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
@@ -40,11 +42,12 @@ from settler_streams.events import (
     Resource,
     TenantAcknowledged,
     TenantChanged,
+    TenantErased,
     TenantUsage,
     TenantWeighted,
     UsageRecorded,
 )
-from settler_streams.ids import TenantId, partition_of
+from settler_streams.ids import PLATFORM, TenantId, partition_of
 from settler_streams.tiers import Tiers
 
 FLAG_OF = {kind: f"jobs.{kind}" for kind in ("reconciliation", "reconciliation-preview")}
@@ -73,6 +76,7 @@ class Admission(FoldLogic):
         "seen": SeenIds,
         "flag": FlagSetting,
         "reports": Reports,
+        "erased": Erased,
     }
 
     def __init__(self, state: State, policy: AdmissionPolicy) -> None:
@@ -86,11 +90,14 @@ class Admission(FoldLogic):
         self._round = reports.rounds if reports else 0
         self._standings = Standings(state, policy.tiers, self._round)
         self._month = (0, 0)
+        self._erased = erased_tenants(state)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
         self._seen.forget(now_ms)  # by every record, so that the state follows from those that were folded
         data = record.event.data
+        if self._erased and record.event.tenantid in self._erased:
+            return self._late(record, now_ms)
         if type(data) is JobRequested:  # nearly all
             return self._requested(record, data, now_ms)
         match data:
@@ -100,6 +107,8 @@ class Admission(FoldLogic):
                 return self._used(record, used, now_ms)
             case TenantChanged() as changed:
                 return self._tenant_changed(record, changed, now_ms)
+            case TenantErased() as erased:
+                return self._erase(record, erased, now_ms)
             case FlagState() as flag:
                 return self._flag_changed(record, flag)
             case JobCancelRequested() as cancel:
@@ -202,15 +211,17 @@ class Admission(FoldLogic):
             yield Emit("tenant-signals", signal, tenant_id, root, suffix, tenant_id)
 
     def _finished(self, finished: JobFinished, now_ms: int) -> Outcome:
-        reservation = self._jobs.pop(finished.job_id, None)
-        if reservation is None:
-            return NOTHING  # a repeated result: the reservation has ended, and ends once
-        self._touched_jobs["job/" + finished.job_id] = None
-        for member in reservation.chain:
+        if finished.job_id in self._jobs:  # else a repeated result: the reservation has ended, and ends once
+            self._end(finished.job_id, now_ms)
+        return NOTHING
+
+    def _end(self, job_id: str, now_ms: int) -> None:
+        """End a reservation, at every level."""
+        self._touched_jobs["job/" + job_id] = None
+        for member in self._jobs.pop(job_id).chain:
             level = self._standings.level(member, now_ms)
             if level is not None:
                 self._standings.put(level, self._in_round(quotas.release(level.usage)))
-        return NOTHING
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
         standing = self._standings.of(record.event.tenantid, record.key, now_ms)
@@ -263,6 +274,45 @@ class Admission(FoldLogic):
         self._standings.change(tenant_id, limits, self._in_round(usage))
         return Outcome({key: tenant}, tuple(self._announce(record, changed.version, limits)))
 
+    def _erase(self, record: Record, erased: TenantErased, now_ms: int) -> Outcome:
+        """Keep nothing of a tenant; what its parents' levels count of it as held is given back there.
+
+        Raises:
+            RecordError: ``foreign-tenant``; the key is not the tenant's root.
+        """
+        tenant_id = record.event.tenantid
+        if record.key != erased.root_id or tenant_id == PLATFORM:
+            raise RecordError("foreign-tenant", f"the key {record.key[:100]!r} is not the root of {tenant_id}")
+        known = self._standings.level(tenant_id, now_ms) is not None
+        standing = self._standings.of(tenant_id, record.key, now_ms) if known else None
+        gone = [f"tenant/{tenant_id}", f"usage/{tenant_id}", *map(setting_key, self._flags.forget(tenant_id))]
+        for job_id in sorted(job_id for job_id, held in self._jobs.items() if held.tenant == tenant_id):
+            self._end(job_id, now_ms)
+        if standing is not None:
+            own = standing.levels[0].usage
+            for level in standing.levels[1:]:
+                self._standings.put(level, self._in_round(quotas.without(level.usage, own)))
+        self._seen.disown(tenant_id, self._state)
+        self._standings.forget(tenant_id)
+        self._erased.add(tenant_id)
+        changes: dict[str, Value | None] = dict.fromkeys(gone, None)
+        changes[f"erased/{tenant_id}"] = Erased(erased.version)
+        return Outcome(changes, passed_on(record, erased, self._policy.pools))
+
+    def _late(self, record: Record, now_ms: int) -> Outcome:
+        """What still comes of an erased tenant. A request is refused, each time it comes, as that of no tenant; its
+        erasure is answered again, since who asks may have missed the answer; all else is of no use to anybody.
+        """
+        match record.event.data:
+            case JobRequested() as request:
+                refused = refusal_of(record, request, RejectReason.UNKNOWN_TENANT, now_ms)
+                tenant_id, job_id = record.event.tenantid, record.event.id
+                return Outcome({}, (Emit("job-decisions", refused, tenant_id, record.key, "decided", job_id),))
+            case TenantErased() as erased if record.key == erased.root_id:
+                return Outcome({}, passed_on(record, erased, self._policy.pools))
+            case _:
+                return NOTHING
+
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
         """Tell every pool the tenant's weight, and whoever waits for it that admission knows this version."""
         tenant = record.event.tenantid
@@ -281,7 +331,7 @@ class Admission(FoldLogic):
             return NOTHING
         setting = setting_of(tenant, flag)
         self._flags.put(setting)
-        return Outcome({f"flag/{flag.flag}/{tenant}/{flag.user_id or ''}": setting})
+        return Outcome({setting_key(setting): setting})
 
     def _cancel_requested(self, record: Record, cancel: JobCancelRequested) -> Outcome:
         reservation = self._jobs.get(cancel.job_id)

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+import msgspec
+
 from settler_streams.core.fold import Record, State, Value
 from settler_streams.errors import RecordError
-from settler_streams.ids import TenantId
+from settler_streams.ids import PLATFORM, TenantId
 
 SEEN_WINDOW_MS = 10 * 60_000
 """How long an id is remembered: a producer's retries end long before."""
@@ -26,6 +28,9 @@ _DIGITS = 16
 
 Owner = tuple[str, TenantId]
 """A source, and the tenant that it spoke for."""
+
+NOBODY: Owner = ("", PLATFORM)
+"""Whose the ids of an erased tenant are."""
 
 
 Entry = tuple[str, int, int]
@@ -116,6 +121,19 @@ class SeenWindow:
         horizon_ms = now_ms - SEEN_WINDOW_MS
         while ages and ages[0][2] <= horizon_ms:
             del self._owner_of[ages.popleft()[0]]
+
+    def disown(self, tenant: TenantId, state: State) -> None:
+        """Keep the ids of ``tenant`` until their window has passed, and no longer whose they were."""
+        if self._fresh:
+            self._close_chunk()
+        for key, _ in self._chunks:
+            chunk = self._changes.get(key) or state.get(key)
+            if isinstance(chunk, SeenIds) and any(owner[1] == tenant for owner in chunk.owners):
+                owners = tuple(NOBODY if owner[1] == tenant else owner for owner in chunk.owners)
+                self._changes[key] = msgspec.structs.replace(chunk, owners=owners)
+        for event_id, owner in self._owner_of.items():
+            if owner[1] == tenant:
+                self._owner_of[event_id] = NOBODY
 
     def settle(self) -> dict[str, Value | None]:
         """The changes that store what was remembered, and delete what is wholly forgotten."""

@@ -267,6 +267,20 @@ class FairQueue:
         self._settle(job.tenant, tenant)
         return True
 
+    def forget(self, tenant_id: TenantId) -> None:
+        """Forget a tenant, its credit and its debt.
+
+        Raises:
+            ConflictError: it has jobs.
+        """
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            return
+        if tenant.queued or tenant.running:
+            raise ConflictError(f"tenant {tenant_id} has jobs in the pool")
+        del self._tenants[tenant_id]  # what the lanes' heaps hold of it is dead from here on
+        self._touched_tenants[tenant_id] = None
+
     # How it is done
 
     def _lane(self, tenant: Tenant) -> Lane:

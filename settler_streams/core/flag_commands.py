@@ -10,10 +10,22 @@ from typing import ClassVar
 import msgspec
 
 from settler_streams.core.dedup import SeenIds, SeenWindow
-from settler_streams.core.flags import FlagSetting
-from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
+from settler_streams.core.erasure import Erased, erased_tenants, forgotten
+from settler_streams.core.flags import FlagSetting, setting_key
+from settler_streams.core.fold import (
+    NOTHING,
+    Emit,
+    FoldClock,
+    FoldLogic,
+    Outcome,
+    Record,
+    State,
+    Tombstone,
+    Value,
+    value_of,
+)
 from settler_streams.errors import RecordError
-from settler_streams.events import FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState
+from settler_streams.events import FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState, TenantErased
 from settler_streams.events.flags import EVERYONE_PER_MILLE
 from settler_streams.ids import PLATFORM
 
@@ -24,29 +36,36 @@ GLOBAL_KEY = "*"
 class FlagCommands(FoldLogic):
     """The flags fold of one partition; the only writer of flag changes and flag state."""
 
-    kinds: ClassVar[dict[str, type[Value]]] = {"clock": FoldClock, "flag": FlagSetting, "seen": SeenIds}
+    kinds: ClassVar[dict[str, type[Value]]] = {
+        "clock": FoldClock,
+        "flag": FlagSetting,
+        "seen": SeenIds,
+        "erased": Erased,
+    }
 
     def __init__(self, state: State, partitions: int) -> None:
         self._state = state
         self._partitions = partitions
         self._seen = SeenWindow(state)
+        self._erased = erased_tenants(state)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Accept one command; see :class:`~settler_streams.core.fold.FoldLogic`."""
-        command = record.event.data
+        command, tenant = record.event.data, record.event.tenantid
+        if isinstance(command, TenantErased):
+            return self._erase(record, command)
         if not isinstance(command, FlagCommand):
             raise RecordError("misplaced", f"the flags fold has no use for {record.event.type}")
         _check_scope(record, command)
-        if self._seen.repeated(record, now_ms):
+        if tenant in self._erased or self._seen.repeated(record, now_ms):
             return NOTHING
-        tenant = record.event.tenantid
         key = f"flag/{command.flag}/{tenant}/{command.user_id or ''}"
         current = value_of(self._state, key, FlagSetting)
         setting = _next_setting(command, current, record, now_ms)
         self._seen.remember(record, now_ms)
         emits = [Emit("flag-changes", _change(command, setting), tenant, record.key, "changed", command.flag)]
         state = _state(command, setting)
-        state_key = f"{command.flag}|{tenant}|{command.user_id or ''}"
+        state_key = _state_key(setting)
         everywhere = range(self._partitions) if command.scope is FlagScope.GLOBAL else (record.partition,)
         emits += [
             Emit("flag-state", state, tenant, state_key, f"state/{partition}", command.flag, partition=partition)
@@ -54,9 +73,29 @@ class FlagCommands(FoldLogic):
         ]
         return Outcome({key: setting}, tuple(emits))
 
+    def _erase(self, record: Record, erased: TenantErased) -> Outcome:
+        """Keep nothing of a tenant, here and in the compacted state. A repetition is answered again."""
+        tenant = record.event.tenantid
+        if tenant not in self._erased:
+            self._seen.disown(tenant, self._state)
+        self._erased.add(tenant)
+        settings = [v for v in self._state.values() if isinstance(v, FlagSetting) and v.tenant == tenant]
+        changes: dict[str, Value | None] = {setting_key(setting): None for setting in settings}
+        keys = sorted(_state_key(setting) for setting in settings)
+        return Outcome(
+            {**changes, f"erased/{tenant}": Erased(erased.version)},
+            (forgotten(record, erased, "flags", record.partition),),
+            tuple(Tombstone("flag-state", key, record.partition) for key in keys),
+        )
+
     def settle(self) -> dict[str, Value | None]:
         """The ids that a step has remembered are stored together."""
         return self._seen.settle()
+
+
+def _state_key(setting: FlagSetting) -> str:
+    """Under which compaction keeps the newest state of a setting."""
+    return f"{setting.flag}|{setting.tenant}|{setting.user_id or ''}"
 
 
 def _check_scope(record: Record, command: FlagCommand) -> None:

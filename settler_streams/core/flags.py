@@ -37,6 +37,11 @@ class FlagSetting(Value, frozen=True, array_like=True):
     deleted: bool = False
 
 
+def setting_key(setting: FlagSetting) -> str:
+    """Under which a fold keeps a setting."""
+    return f"flag/{setting.flag}/{setting.tenant}/{setting.user_id or ''}"
+
+
 def setting_of(tenant: TenantId, state: FlagState) -> FlagSetting:
     """The setting that a flag's published state tells of."""
     return FlagSetting(
@@ -101,6 +106,13 @@ class FlagTable:
         if current is None or setting.version >= current.version:
             self._settings[key] = setting
             self._named.add(setting.flag)
+
+    def forget(self, tenant: TenantId) -> list[FlagSetting]:
+        """Drop every setting of ``tenant`` and its users; returns them."""
+        dropped = [setting for setting in self._settings.values() if setting.tenant == tenant]
+        for setting in dropped:
+            del self._settings[setting.flag, setting.tenant, setting.user_id]
+        return dropped
 
     def get(self, flag: str, tenant: TenantId, user_id: str | None) -> FlagSetting | None:
         """The setting of exactly this scope."""

@@ -77,11 +77,23 @@ class Emit(msgspec.Struct, frozen=True, gc=False):
     traceparent: bytes | None = None
 
 
+class Tombstone(msgspec.Struct, frozen=True, gc=False):
+    """Deletes what a compacted topic holds under ``key`` in ``partition``."""
+
+    topic: str
+    key: str
+    partition: int
+
+
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What one record led to: state values to put (``None`` deletes) and events to publish, in order."""
+    """What one record led to: state values to put (``None`` deletes) and events to publish, in order.
+
+    ``tombstones`` come behind the events.
+    """
 
     changes: Mapping[str, Value | None] = msgspec.field(default_factory=dict)
     emits: tuple[Emit, ...] = ()
+    tombstones: tuple[Tombstone, ...] = ()
 
 
 NOTHING = Outcome()

@@ -235,6 +235,15 @@ def record_domains(usage: Usage, delta: int) -> Usage:
     return msgspec.structs.replace(usage, domains=_total(usage.domains, delta))
 
 
+def without(usage: Usage, child: Usage) -> Usage:
+    """A parent's usage when a child is no more: its storage and domains are given back, its month is spent."""
+    return msgspec.structs.replace(
+        usage,
+        storage_bytes=max(0, usage.storage_bytes - child.storage_bytes),
+        domains=max(0, usage.domains - child.domains),
+    )
+
+
 def _total(used: int, delta: int) -> int:
     total = max(0, used + delta)
     if total > COUNT_MAX:

@@ -10,6 +10,7 @@ contract  what each tenant is entitled to in this pool
 share     where each tenant with work stands in the fair order
 job       one waiting or running job
 lease     one executor: its incarnation, its slots, the jobs placed on it
+erased    a tenant that was erased: nothing else is kept of it
 ========  =====================================================================================================
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from settler_streams.core.erasure import Erased, erased_tenants, forgotten
 from settler_streams.core.fair_queue import FairQueue
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.leases import EndedLease, ExecutorLease, Roster
@@ -36,6 +38,7 @@ from settler_streams.events import (
     PoolCancelRequested,
     QueuePriority,
     RecordRef,
+    TenantErased,
     TenantWeighted,
 )
 from settler_streams.ids import JobId, TenantId, derived_id
@@ -48,6 +51,7 @@ MEASURED_US_MAX = 30 * 86_400_000_000
 """What one attempt is charged at most, thirty days: tags are stored in 64 bits, and a report may say anything."""
 RETRIED_REASONS = frozenset({"unavailable", "worker_crashed"})
 """Failures that another attempt may not meet; every other failure is the job's result."""
+_ERASED = ("tenant_erased", "the tenant was erased")
 _PRIORITY = {
     QueuePriority.LOW: 0,
     QueuePriority.NORMAL: 1,
@@ -103,6 +107,7 @@ class Scheduler(FoldLogic):
         "share": Share,
         "job": PoolJob,
         "lease": Lease,
+        "erased": Erased,
     }
 
     def __init__(self, state: State, partition: int, reserved_per_mille: int) -> None:
@@ -118,6 +123,7 @@ class Scheduler(FoldLogic):
             reserved_per_mille,
         )
         self._new_jobs: dict[JobId, PoolJob] = {}
+        self._erased = erased_tenants(state)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
@@ -129,6 +135,8 @@ class Scheduler(FoldLogic):
                 emits += self._reported(report, now_ms)
             case TenantWeighted() as weighted:
                 return self._weighted(record, weighted, now_ms)
+            case TenantErased() as erased:
+                return self._erase(record, erased, now_ms)
             case PoolCancelRequested() as cancel:
                 emits += self._cancel(record, cancel, now_ms)
             case ExecutorJoined() as joined:
@@ -154,10 +162,12 @@ class Scheduler(FoldLogic):
         if present is not None and present.tenant == tenant:
             raise RecordError("duplicate-job", f"job {job_id} is already in the pool")
         contract = value_of(self._state, f"contract/{tenant}", TenantContract)
-        if contract is None:
+        if contract is None and tenant not in self._erased:
             raise RecordError("unknown-tenant", f"no weight is known for tenant {tenant}")
         queued = QueuedJob(tenant, job_id, _PRIORITY[job.priority], self._arrivals + 1, job.estimated_cost_us)
         pool_job = PoolJob(queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, record.traceparent)
+        if contract is None:
+            return [_ended(pool_job, JobStatus.CANCELLED, *_ERASED, now_ms)]
         if present is not None:
             return [_ended(pool_job, JobStatus.FAILED, "id_taken", "submit it again under another id", now_ms)]
         self._arrivals += 1
@@ -170,18 +180,37 @@ class Scheduler(FoldLogic):
         tenant = record.event.tenantid
         key = f"contract/{tenant}"
         current = value_of(self._state, key, TenantContract)
-        if current is not None and current.version >= weighted.version:
+        if tenant in self._erased or (current is not None and current.version >= weighted.version):
             return NOTHING
         contract = Contract(weighted.weight, weighted.enterprise, weighted.max_running)
         self._queue.set_contract(tenant, contract)
         emits = self._fill_slots(now_ms)
         return Outcome({**self._drain(), key: TenantContract(weighted.version, contract)}, tuple(emits))
 
+    def _erase(self, record: Record, erased: TenantErased, now_ms: int) -> Outcome:
+        """End every job of the tenant, and keep nothing of it. A repetition is answered again, since who asks may have
+        missed the answer. The slot of a job that runs stays taken until its executor says more, or goes.
+        """
+        tenant = record.event.tenantid
+        emits: list[Emit] = []
+        jobs = {queued.job_id: queued for queued in self._queue.jobs() if queued.tenant == tenant}
+        for job_id, queued in sorted(jobs.items()):
+            if (job := self._job(job_id)) is not None:
+                emits.append(_ended(job, JobStatus.CANCELLED, *_ERASED, now_ms))
+            if not self._queue.cancel(tenant, job_id):
+                self._queue.finished(job_id, queued.charged_us)
+        self._queue.forget(tenant)
+        self._erased.add(tenant)
+        emits += self._fill_slots(now_ms)
+        gone: dict[str, Value | None] = {f"contract/{tenant}": None, f"erased/{tenant}": Erased(erased.version)}
+        return Outcome({**self._drain(), **gone}, (*emits, forgotten(record, erased, "scheduler", self._partition)))
+
     def _reported(self, report: AttemptFinished, now_ms: int) -> Iterable[Emit]:
         """The first report of a job ends it. An attempt that may go better elsewhere is tried again instead."""
         job_id = JobId(report.job_id)
         queued, job = self._queue.job(job_id), self._job(job_id)
         if queued is None or job is None:
+            self._roster.released(job_id)  # of a tenant that was erased while it ran
             return
         measured_us = min(report.worker_us, MEASURED_US_MAX)
         retried = report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS

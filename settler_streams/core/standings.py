@@ -90,6 +90,13 @@ class Standings:
         self.put(level, usage)
         self._known.clear()
 
+    def forget(self, tenant_id: TenantId) -> None:
+        """The tenant is no more; its keys are for the caller to delete. Any chain may have led through it."""
+        self._levels.pop(tenant_id, None)
+        self._touched.pop(tenant_id, None)
+        self.changed.discard(tenant_id)
+        self._known.clear()
+
     def settle(self) -> dict[str, Value | None]:
         """The changes that store what was used since the last call."""
         touched, self._touched = self._touched, {}

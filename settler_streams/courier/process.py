@@ -18,7 +18,7 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.courier.lane import TURN_S, Lane, LaneRunner, new_lease
 from settler_streams.courier.sender import Sender
-from settler_streams.errors import UnavailableError
+from settler_streams.errors import NotFoundError, UnavailableError
 from settler_streams.ids import TenantId
 from settler_streams.services.webhooks import queries
 from settler_streams.settings import Settings
@@ -85,7 +85,9 @@ class Courier:
         if task.cancelled() or (error := task.exception()) is None:
             return
         named = {"tenant": lane.tenant_id, "webhook": lane.webhook_id}
-        if isinstance(error, UnavailableError):
+        if isinstance(error, NotFoundError):
+            log.info("turn ended", **named, reason=str(error))  # the tenant is being erased
+        elif isinstance(error, UnavailableError):
             log.warning("turn given up", **named, error=str(error))
         else:
             # Whatever one webhook meets ends its turn, never the courier with everyone else's: its lease holds it off.

@@ -43,6 +43,23 @@ class TenantAcknowledged(Part):
     version: Positive
 
 
+@event("settler.tenant.erased.v1")
+class TenantErased(Part):
+    """From here on nothing is kept of the tenant but that it was erased; whatever still comes is refused. Final."""
+
+    version: Positive
+    root_id: Uuid
+
+
+@event("settler.tenant.forgotten.v1")
+class TenantForgotten(Part):
+    """The fold ``role`` of ``partition`` keeps nothing of the tenant any more, as its erasure of ``version`` asked."""
+
+    version: Positive
+    role: Name
+    partition: PartitionNumber
+
+
 @event("settler.usage.recorded.v1")
 class UsageRecorded(Part):
     """Something a tenant used, at the envelope's ``time``. A negative ``quantity`` gives storage or domains back."""

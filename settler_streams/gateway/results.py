@@ -86,7 +86,7 @@ def _start(request: Request) -> Start:
 
 
 class ResultStream(Response):
-    """The response: ends when the client goes, when the gateway drains, or when Kafka is lost."""
+    """The response: ends when the client goes, the gateway drains, Kafka is lost, or the tenant is erased."""
 
     def __init__(self, gateway: Gateway, principal: Principal, start: Start) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -115,9 +115,10 @@ class ResultStream(Response):
     async def _stream(self, consumer: aiokafka.AIOKafkaConsumer, send: Send, gone: asyncio.Task[None]) -> None:
         text, beat_s = await self._position(consumer), time.monotonic()
         while True:
-            if text:
+            erased = self._gateway.directory.is_erased(self._tenant_id)
+            if text and not erased:
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-            if gone.done() or self._gateway.draining.is_set():
+            if gone.done() or erased or self._gateway.draining.is_set():
                 break
             try:
                 batches: dict[TopicPartition, list[Any]] = await consumer.getmany(self._tp, timeout_ms=POLL_MS)

@@ -27,6 +27,9 @@ class Router:
             for role in topic.writers
             for event_type in topic.events
         )
+        self.compacted = frozenset(topic.name for topic in topology.topics if topic.cleanup == "compact")
+        """Topics in which a record without a value says that its key is gone."""
+        self._writers = {topic.name: topic.writers for topic in topology.topics}
         self._places: dict[tuple[str, bytes | None], tuple[str, int]] = {}
         self._hash = lru_cache(maxsize=KEYS_REMEMBERED)(partition_of)
 
@@ -43,6 +46,15 @@ class Router:
         """
         if (role, topic, event_type) not in self._edges:
             raise ConfigurationError(f"the topology does not let {role} write {event_type} to {topic}")
+
+    def check_tombstone(self, role: str, topic: str) -> None:
+        """As :meth:`check_output`, for a key that is deleted.
+
+        Raises:
+            ConfigurationError: the role does not write to the topic, or a tombstone means nothing there.
+        """
+        if topic not in self.compacted or role not in self._writers[topic]:
+            raise ConfigurationError(f"the topology does not let {role} delete keys of {topic}")
 
     def place_of(self, topic: str, raw_key: bytes | None, arrived_in: int) -> tuple[str, int]:
         """The key of an arrived record as text, and its home (see :meth:`home_of`); remembered for the keys at hand.

@@ -96,7 +96,7 @@ class Step:
             outcome = decide(logic, record)
             if outcome.changes:
                 apply(outcome.changes)
-            if outcome.emits:
+            if outcome.emits or outcome.tombstones:
                 publish(outcome)
         apply(logic.settle())
 
@@ -111,6 +111,7 @@ class Step:
         place_of, event_of = self._spec.router.place_of, self._session.intake.event_of
         for tp, raws in self._records.items():
             topic = tp.topic[prefix:]
+            compacted = topic in self._spec.router.compacted
             for raw in raws:
                 self._raw = raw
                 if raw.timestamp > self.now_ms:
@@ -120,6 +121,8 @@ class Step:
                     if home != partition:
                         self._forward(topic, home, raw)
                         continue
+                    if compacted and raw.value is None:
+                        continue  # a tombstone; what it stands for has been said by an event of its own
                     event = event_of(topic, raw)
                 except RecordError as error:
                     self._dead_letter(raw, error)
@@ -161,7 +164,12 @@ class Step:
             lane.add(key, self._encode(data, event_id, emit.tenant, emit.subject), headers)
             if observed:
                 self._observation.published(emit)
-        self._observation.outputs += len(outcome.emits)
+        for stone in outcome.tombstones:
+            self._spec.router.check_tombstone(self._session.id.role, stone.topic)
+            self._outputs.lane(self._spec.topic(stone.topic), stone.partition).add(
+                stone.key.encode(), None, _NO_HEADERS
+            )
+        self._observation.outputs += len(outcome.emits) + len(outcome.tombstones)
 
     def _target(self, way: tuple[type[Part], str, str, int | None]) -> tuple[Lane, bytes, bool]:
         """The lane and key of events that go this way, and whether they are counted by type; see ``_targets``."""

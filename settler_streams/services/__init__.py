@@ -4,6 +4,7 @@ from settler_streams.services.acknowledgements import Acknowledgements
 from settler_streams.services.api_keys import ApiKey, ApiKeys, AuthenticationError, IssuedApiKey, Principal, Scope
 from settler_streams.services.directory import TenantDirectory
 from settler_streams.services.domains import Domain, DomainNotProvenError, DomainService, DomainStatus
+from settler_streams.services.erasure import Erasure, ErasureIncompleteError, ErasureService
 from settler_streams.services.flags import FeatureFlagService, FlagAnswer
 from settler_streams.services.neighbours import NoisyNeighborDetection, NoisyVerdict
 from settler_streams.services.onboarding import Onboarding, OnboardingService, Step
@@ -27,6 +28,9 @@ __all__ = [
     "DomainNotProvenError",
     "DomainService",
     "DomainStatus",
+    "Erasure",
+    "ErasureIncompleteError",
+    "ErasureService",
     "EventPublisher",
     "FeatureFlagService",
     "FlagAnswer",

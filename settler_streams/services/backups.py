@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from settler_streams.adapters import tenant_folder
 from settler_streams.adapters.kafka.tenant_records import TenantRecords
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_restore import TenantRestore
@@ -109,14 +110,15 @@ async def restore_tenant(
         InvalidRequestError: the folder is not what was exported, or lacks the secrets.
         ConflictError: something of the tenant is there, its slug is taken, its parent is not there or deleted, or the
             database has another layout than the one that the rows are of.
+        NotFoundError: the tenant was erased, which is for good.
         TenantNotYetKnownError: it is restored, but admission has not said in time that it knows.
         UnavailableError: PostgreSQL or Kafka failed, or another restore of the tenant is under way; run it again.
     """
     backup = await asyncio.to_thread(_opened, folder)
     tenant_id = backup.manifest.tenant_id
     async with TenantRestore.open(settings, tenant_id) as restore, _Told.connect(settings) as told:
-        place = settings.record_sets_dir / tenant_id
-        staged = place.with_name(f"{tenant_id}.restoring")
+        place = tenant_folder.folder_of(settings.record_sets_dir, tenant_id)
+        staged = tenant_folder.restoring(settings.record_sets_dir, tenant_id)
         if await restore.audited(RESTORED, _subject(backup)):
             await asyncio.to_thread(_rename, staged, place)
             async with restore.transaction() as tx:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from settler_streams.core.quotas import Tenant
 from settler_streams.errors import NotFoundError
-from settler_streams.events import Envelope, Part, TenantChanged
+from settler_streams.events import Envelope, Part, TenantChanged, TenantErased
 from settler_streams.ids import TenantId
 from settler_streams.services.feed import TopicFeed
 from settler_streams.settings import Settings
@@ -24,10 +24,14 @@ OnChange = Callable[[TenantId, int], None]
 
 
 class TenantDirectory:
-    """Every tenant by id, as of its newest version that has arrived here. One per process."""
+    """Every tenant by id, as of its newest version that has arrived here. One per process.
+
+    Of an erased tenant it keeps the id alone.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._tenants: dict[TenantId, Tenant] = {}
+        self._erased: set[TenantId] = set()
         self._waiting: dict[TenantId, list[asyncio.Future[Tenant]]] = {}
         self._waiting_count = 0
         self._followers: list[OnChange] = []
@@ -46,6 +50,15 @@ class TenantDirectory:
 
     def __iter__(self) -> Iterator[TenantId]:
         return iter(tuple(self._tenants))
+
+    @property
+    def erased(self) -> frozenset[TenantId]:
+        """The tenants that were erased, or are being erased."""
+        return frozenset(self._erased)
+
+    def is_erased(self, tenant_id: TenantId) -> bool:
+        """Whether nothing of the tenant is to be shown any more."""
+        return tenant_id in self._erased
 
     @property
     def stale(self) -> bool:
@@ -68,11 +81,11 @@ class TenantDirectory:
         """The tenant; waits for one that was created a moment ago.
 
         Raises:
-            NotFoundError: it is not known within :data:`KNOWN_WITHIN_S`.
+            NotFoundError: it is not known within :data:`KNOWN_WITHIN_S`, or was erased.
         """
         if (tenant := self._tenants.get(tenant_id)) is not None:
             return tenant
-        if self._waiting_count >= WAITING_MAX:
+        if tenant_id in self._erased or self._waiting_count >= WAITING_MAX:
             raise NotFoundError(f"no tenant {tenant_id}")
         future: asyncio.Future[Tenant] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(tenant_id, [])
@@ -101,7 +114,10 @@ class TenantDirectory:
 
     def _changed(self, event: Envelope[Part]) -> None:
         changed = event.data
-        if not isinstance(changed, TenantChanged):
+        if isinstance(changed, TenantErased):
+            self._forget(event.tenantid, changed.version)
+            return
+        if not isinstance(changed, TenantChanged) or event.tenantid in self._erased:
             return
         current = self._tenants.get(event.tenantid)
         if current is not None and current.version >= changed.version:
@@ -120,3 +136,12 @@ class TenantDirectory:
         for future in self._waiting.pop(event.tenantid, ()):
             if not future.done():
                 future.set_result(tenant)
+
+    def _forget(self, tenant_id: TenantId, version: int) -> None:
+        self._tenants.pop(tenant_id, None)
+        self._erased.add(tenant_id)
+        for on_change in self._followers:
+            on_change(tenant_id, version)
+        for future in self._waiting.pop(tenant_id, ()):
+            if not future.done():
+                future.set_exception(NotFoundError(f"no tenant {tenant_id}"))

@@ -42,6 +42,7 @@ class FeatureFlagService:
         self._directory = directory
         self._publisher = publisher
         self._table = FlagTable()
+        directory.follow(self._tenant_changed)
         self.feed = TopicFeed(settings, "flag-state", self._changed, start="beginning")
 
     async def start(self) -> None:
@@ -119,7 +120,7 @@ class FeatureFlagService:
 
     def _changed(self, event: Envelope[Part]) -> None:
         state = event.data
-        if not isinstance(state, FlagState):
+        if not isinstance(state, FlagState) or self._directory.is_erased(event.tenantid):
             return
         setting = FlagSetting(
             state.flag,
@@ -135,6 +136,10 @@ class FeatureFlagService:
             state.deleted,
         )
         self._table.put(setting)
+
+    def _tenant_changed(self, tenant_id: TenantId, _version: int) -> None:
+        if self._directory.is_erased(tenant_id):
+            self._table.forget(tenant_id)
 
 
 def _scope(tenant_id: TenantId, user_id: str | None) -> FlagScope:

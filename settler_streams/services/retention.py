@@ -169,6 +169,8 @@ class RetentionSweeper:
                     return
                 try:
                     await self._retention.sweep(tenant_id)
+                except NotFoundError as error:
+                    log.info("retention is of no use", tenant=tenant_id, reason=str(error))  # erased meanwhile
                 except UnavailableError as error:
                     log.warning("retention not kept for now", tenant=tenant_id, error=str(error))
                     break  # the others would fail as well; all are tried again in the next round

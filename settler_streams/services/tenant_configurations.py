@@ -217,7 +217,11 @@ class TenantConfigurations:
             await self._has_pending.wait()
             while self._pending and not self._stopping:
                 tenant_id = next(iter(self._pending))
-                await self._cache.invalidate(tenant_id, self._pending.pop(tenant_id))
+                version = self._pending.pop(tenant_id)
+                if self._directory.is_erased(tenant_id):
+                    await self._cache.discard(tenant_id)
+                else:
+                    await self._cache.invalidate(tenant_id, version)
             self._has_pending.clear()
 
     def _landed(self, tenant_id: TenantId, flight: asyncio.Task[Tenant]) -> None:

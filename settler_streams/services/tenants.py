@@ -17,7 +17,7 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.queries import CREATE_TENANT_SCHEMA
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.adapters.valkey.tenant_cache import TenantCache
-from settler_streams.errors import InvalidRequestError, UnavailableError
+from settler_streams.errors import InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.events import QuotaType, TenantStatus, TenantTier
 from settler_streams.ids import TenantId, uuid7
 from settler_streams.services import audit, queries, tenant_store
@@ -296,14 +296,17 @@ class TenantService:
     async def erasable(self, directory: TenantDirectory) -> list[Tenant]:
         """The deleted tenants whose grace period is over, of those that ``directory`` knows; children first.
 
-        Nothing erases them by itself.
+        Nothing erases them by itself; see :class:`~settler_streams.services.erasure.ErasureService`.
         """
         now, found = dt.datetime.now(dt.UTC), []
         for tenant_id in directory:
             known = directory.get(tenant_id)
             if known is None or known.status is not TenantStatus.DELETED:
                 continue
-            tenant = await self.get(tenant_id)
+            try:
+                tenant = await self.get(tenant_id)
+            except NotFoundError:
+                continue  # its erasure has begun
             if tenant.erase_after is not None and tenant.erase_after <= now:
                 found.append((-len(directory.chain(tenant_id)), tenant.id, tenant))
         return [tenant for _, _, tenant in sorted(found, key=lambda one: one[:2])]

@@ -34,6 +34,7 @@ async def filled(owner):
         "INSERT INTO tenant_schemas (tenant_id, schema_name, layout) SELECT $1, $2, 1",
         B, f"t_{B.replace('-', '')}",
     )  # fmt: skip
+    await owner.execute("INSERT INTO erasures (tenant_id, root_id, version, asked_by) VALUES ($1, $1, 2, 'a')", B)
     return owner
 
 

@@ -21,7 +21,9 @@ from aiokafka.structs import TopicPartition
 from settler_streams.adapters.kafka import dead_letter_form as form
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.fencing import fenced
+from settler_streams.adapters.kafka.tenant_records import whose
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
+from settler_streams.ids import TenantId
 from settler_streams.settings import Settings
 from settler_streams.topology import BROKER_LIMIT_FACTOR, Topology, full_name
 
@@ -121,6 +123,8 @@ class Selection:
     ids: frozenset[str] = frozenset()
     open_only: bool = False
     """Leave out what has been redriven, and what is quarantined."""
+    erased: frozenset[TenantId] = frozenset()
+    """Leave out what is of these tenants: nobody is shown it any more, and it does not go back."""
 
     def takes(self, letter: DeadLetter) -> bool:
         """Whether ``letter`` is one of them."""
@@ -131,6 +135,7 @@ class Selection:
             and (self.since_ms is None or letter.at_ms >= self.since_ms)
             and (not self.ids or letter.id in self.ids)
             and not (self.open_only and (letter.redriven or letter.quarantined))
+            and not (self.erased and self.erased & {letter.tenant, whose(letter.key, letter.value)})
         )
 
 
@@ -165,8 +170,10 @@ async def select(settings: Settings, topology: Topology, selection: Selection, l
     return sorted(found, key=lambda letter: (letter.at_ms, letter.partition, letter.offset))[:limit]
 
 
-async def find(settings: Settings, topology: Topology, letter_id: str) -> DeadLetter:
-    """One dead letter by its id.
+async def find(
+    settings: Settings, topology: Topology, letter_id: str, erased: frozenset[TenantId] = frozenset()
+) -> DeadLetter:
+    """One dead letter by its id; none of the ``erased`` tenants.
 
     Raises:
         InvalidRequestError: the id is not of the form ``<partition>-<offset>``.
@@ -175,7 +182,7 @@ async def find(settings: Settings, topology: Topology, letter_id: str) -> DeadLe
     partition, _, offset = letter_id.partition("-")
     if not (partition.isdigit() and offset.isdigit()):
         raise InvalidRequestError(f"{letter_id!r} is no dead letter's id; `settler dlq list` shows them, such as 3-120")
-    found = await select(settings, topology, Selection(ids=frozenset({letter_id})), 1)
+    found = await select(settings, topology, Selection(ids=frozenset({letter_id}), erased=erased), 1)
     if not found:
         raise NotFoundError(f"no dead letter {letter_id}; they are kept for 30 days")
     return found[0]

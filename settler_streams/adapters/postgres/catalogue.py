@@ -68,12 +68,13 @@ _RULES: Final[dict[str, str]] = {
     "a group is joined as was intended": """
     SELECT format('%s in %s', m.member::regrole, g.rolname) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
     WHERE g.rolname = 'settler_services' AND (m.set_option OR m.inherit_option AND m.admin_option)
-       OR g.rolname IN ('settler_relay', 'settler_courier', 'settler_janitor')
+       OR g.rolname IN ('settler_relay', 'settler_courier', 'settler_janitor', 'settler_eraser')
           AND (m.inherit_option OR m.set_option AND m.admin_option)
-       OR g.rolname NOT IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor') AND m.member IN (
+       OR g.rolname NOT IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor', 'settler_eraser')
+          AND m.member IN (
           SELECT member FROM pg_auth_members WHERE roleid = 'settler_services'::regrole AND inherit_option
-          UNION SELECT oid FROM pg_roles
-                 WHERE rolname IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor'))
+          UNION SELECT oid FROM pg_roles WHERE rolname IN (
+                 'settler_services', 'settler_relay', 'settler_courier', 'settler_janitor', 'settler_eraser'))
     """,
     "no inheritance reaches across tables": """
     SELECT inhrelid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -118,7 +119,7 @@ _RULES: Final[dict[str, str]] = {
     SELECT oid::regprocedure::text FROM pg_proc
     WHERE pronamespace = current_schema()::regnamespace AND prosecdef
       AND NOT ((proname = 'register_slug' AND prorettype = 'trigger'::regtype
-                OR proname = 'create_tenant_schema' AND prorettype = 'void'::regtype)
+                OR proname IN ('create_tenant_schema', 'forget_tenant') AND prorettype = 'void'::regtype)
                AND pronargs = 0 AND array_to_string(proconfig, ',') LIKE 'search_path=%pg_temp')
     """,
     "no function is callable by everybody": """
@@ -139,7 +140,8 @@ _RULES: Final[dict[str, str]] = {
     WHERE c.relnamespace = current_schema()::regnamespace AND a.grantee <> c.relowner
       AND (c.relname, a.privilege_type) IN (
           ('audit_logs', 'UPDATE'), ('audit_logs', 'DELETE'), ('stream_positions', 'DELETE'))
-      AND (c.relname, a.privilege_type, a.grantee::regrole::text) <> ('audit_logs', 'DELETE', 'settler_janitor')
+      AND (c.relname, a.privilege_type, a.grantee::regrole::text)
+          NOT IN (('audit_logs', 'DELETE', 'settler_janitor'), ('audit_logs', 'DELETE', 'settler_eraser'))
     UNION ALL
     SELECT 'audit_logs.' || attname FROM pg_attribute WHERE attrelid = 'audit_logs'::regclass AND attacl IS NOT NULL
     """,
@@ -151,9 +153,40 @@ _RULES: Final[dict[str, str]] = {
                       AND NOT p.polpermissive AND p.polcmd = 'd' AND p.polroles = ARRAY[a.grantee]
                       AND pg_get_expr(p.polqual, c.oid) LIKE '%kept_since%')
     """,
+    "an erasure reaches every table, and nobody else's rows": """
+    SELECT name FROM tenant_tables t
+    WHERE NOT closed AND name NOT IN ('tenants', 'tenant_schemas', 'erasures') AND NOT (
+        has_table_privilege('settler_eraser', t.oid, 'DELETE')
+        AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid AND p.polname = 'under_erasure'
+                    AND NOT p.polpermissive
+                    AND p.polcmd = CASE name WHEN 'tenant_children' THEN 'd' ELSE '*' END::"char"
+                    AND p.polroles = ARRAY['settler_eraser'::regrole::oid]
+                    AND pg_get_expr(p.polqual, t.oid) LIKE '%being_erased()%'
+                    AND coalesce(pg_get_expr(p.polwithcheck, t.oid), 'being_erased()') LIKE '%being_erased()%'))
+    UNION ALL
+    SELECT c.relname || ': ' || a.privilege_type FROM pg_class c CROSS JOIN aclexplode(c.relacl) AS a
+    WHERE c.relnamespace = current_schema()::regnamespace AND a.grantee = 'settler_eraser'::regrole
+      AND NOT (a.privilege_type = 'SELECT' OR a.privilege_type = 'INSERT' AND c.relname IN ('outbox', 'erasures')
+               OR a.privilege_type = 'DELETE' AND c.relname NOT IN ('tenants', 'tenant_schemas', 'erasures'))
+    """,
+    "an erasure is begun when it is due, and its record stays": """
+    SELECT c.relname || ': ' || a.privilege_type || ' to ' || a.grantee::regrole
+    FROM pg_class c CROSS JOIN aclexplode(c.relacl) AS a
+    WHERE c.oid = to_regclass('erasures') AND a.grantee <> c.relowner AND a.privilege_type <> 'SELECT'
+      AND (a.privilege_type <> 'INSERT' OR a.grantee <> 'settler_eraser'::regrole)
+    UNION ALL
+    SELECT 'erasures.' || wanted.name
+    FROM (VALUES ('only_what_is_due', 'a', '%due_for_erasure()%'),
+                 ('only_until_it_has_ended', 'w', '%ended_at IS NULL%'))
+         AS wanted (name, command, says)
+    WHERE NOT EXISTS (
+        SELECT FROM pg_policy p WHERE p.polrelid = 'public.erasures'::regclass AND p.polname = wanted.name
+        AND NOT p.polpermissive AND p.polcmd::text = wanted.command AND p.polroles = '{0}'
+        AND coalesce(pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)) LIKE wanted.says)
+    """,
     "the services' roles own nothing and stand above nothing": """
     SELECT rolname FROM pg_roles r
-    WHERE (rolname IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor')
+    WHERE (rolname IN ('settler_services', 'settler_relay', 'settler_courier', 'settler_janitor', 'settler_eraser')
            OR EXISTS (SELECT FROM pg_auth_members
                       WHERE roleid = 'settler_services'::regrole AND member = r.oid AND inherit_option))
       AND (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole OR rolreplication
@@ -191,6 +224,8 @@ _REMEDIES: Final[dict[str, str]] = {
     "no relation is granted to everybody, nor beyond reading and writing rows": "REVOKE it",
     "audit entries and positions cannot be taken back": "REVOKE it",
     "the janitor deletes what is past its retention": "CREATE POLICY past_retention, as migration 0013 does",
+    "an erasure reaches every table, and nobody else's rows": "CALL protect_tenant_table where it is created",
+    "an erasure is begun when it is due, and its record stays": "put back what migration 0016 says",
     "the services' roles own nothing and stand above nothing": "change the owner, REVOKE CREATE, run `settler migrate`",
     "money is not a float and a time has a zone": "use bigint minor units, timestamptz",
 }

@@ -146,7 +146,8 @@ _FACTS: Final[tuple[str, ...]] = (
     SELECT format('setting of %s: %s', r.name, array_to_string(s.setconfig, ', '))
     FROM pg_db_role_setting s JOIN role r ON r.oid = s.setrole
     WHERE s.setdatabase IN (0, (TABLE this_database)) AND r.name IN
-          ('PUBLIC', 'login', 'settler_services', 'settler_relay', 'settler_courier', 'settler_janitor')
+          ('PUBLIC', 'login', 'settler_services', 'settler_relay', 'settler_courier', 'settler_janitor',
+           'settler_eraser')
     """,
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -98,16 +98,22 @@ async def _refuse_losses_anywhere(connection: Connection, undone: Sequence[Migra
 
 
 async def _foreseen(connection: Connection, undone: Sequence[Migration]) -> _Lost:
-    """What is lost in the shared schema; nothing can be said while tenants' schemas need something that goes.
+    """What is lost in the shared schema, but for what cannot be tried while tenants' schemas need something that goes.
 
-    That is, a function that their policies call: they let go of it in their own turn. Then each step counts alone.
+    That is, a function that their policies call: they let go of it in their own turn, and its step counts alone.
     """
-    try:
-        return await _lost(connection, SHARED, undone)
-    except asyncpg.DependentObjectsStillExistError:
-        if not await connection.fetchval(queries.SCHEMAS_COUNT):
-            raise
-        return {}
+    has_schemas = bool(await connection.fetchval(queries.SCHEMAS_COUNT))
+
+    async def undo() -> None:
+        for migration in undone:
+            try:
+                async with connection.transaction():
+                    await _undo(connection, [migration])
+            except asyncpg.DependentObjectsStillExistError:
+                if not has_schemas:
+                    raise
+
+    return await _lost_by(connection, SHARED, undo)
 
 
 async def _refuse_losses(
@@ -123,9 +129,13 @@ async def _refuse_losses(
 
 async def _lost(connection: Connection, schema: str, undone: Iterable[Migration]) -> _Lost:
     """What is gone once they are undone, found by undoing them and taking that back."""
+    return await _lost_by(connection, schema, lambda: _undo(connection, undone))
+
+
+async def _lost_by(connection: Connection, schema: str, undo: Callable[[], Awaitable[None]]) -> _Lost:
     async with _undone_afterwards(connection):
         before = await _columns(connection, schema)
-        await _undo(connection, undone)
+        await undo()
         after = await _columns(connection, schema)
     return {
         table: sorted(columns - after.get(table, set())) if table in after else ()

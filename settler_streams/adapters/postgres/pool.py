@@ -14,7 +14,7 @@ from settler_streams.adapters.postgres import queries
 from settler_streams.adapters.postgres.failures import DRIVER_ERRORS, translated
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import ConfigurationError, UnavailableError
-from settler_streams.ids import PLATFORM, TenantId
+from settler_streams.ids import PLATFORM, TenantId, canonical_tenant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -41,7 +41,8 @@ class TenantConnectionPool:
 
     ``tenant()`` is the door for everything that belongs to a tenant. ``platform()`` is for what belongs to nobody
     (stream positions) or to the platform itself (global flags), under the nil UUID. ``relay()`` is for the outbox,
-    ``courier()`` for the lanes of webhooks, ``janitor()`` for what is past a tenant's retention.
+    ``courier()`` for the lanes of webhooks, ``janitor()`` for what is past a tenant's retention, ``eraser()`` for a
+    tenant that is being erased, whom all other doors refuse.
     A connection comes back without a context or is closed.
     """
 
@@ -94,6 +95,7 @@ class TenantConnectionPool:
             read_only: refuse writes, and read from the replica (which may lag behind) when there is one.
 
         Raises:
+            NotFoundError: the tenant was erased, or is being erased.
             UnavailableError: no connection came free within ``db_pool_wait_ms``, or the server failed.
             ValueError: ``tenant_id`` is not a UUID in canonical form.
         """
@@ -127,6 +129,21 @@ class TenantConnectionPool:
         """One transaction in the tenant's context that may delete what is past the tenant's retention, and no more."""
         async with self.tenant(tenant_id) as transaction:
             await transaction.execute(queries.BECOME_JANITOR)
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def eraser(self, tenant_id: TenantId, *, alone: bool = False) -> AsyncIterator[Transaction]:
+        """One transaction that may delete the rows of a tenant that is being erased, and begin or end its erasure.
+
+        Args:
+            tenant_id: whose.
+            alone: wait for every other transaction of the tenant, and let none begin.
+        """
+        async with self._transaction(self._primary, read_only=False) as transaction:
+            await transaction.execute(queries.BECOME_ERASER)
+            if alone:
+                await transaction.fetchval(queries.LOCK_TENANT_SCHEMA, tenant_id)
+            await transaction.fetchval(queries.ENTER_ERASURE, canonical_tenant(tenant_id))
             yield transaction
 
     @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ from typing import Final
 
 # The role, too: behind a transaction-mode pooler, a session may have kept what a careless transaction had set in it.
 SET_CONTEXT: Final = "SELECT set_config('role', 'none', true), public.enter_tenant($1::text::uuid)"
+ENTER_ERASURE: Final = "SELECT public.enter_erasure($1::text::uuid)"
 READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
 READ_LEFTOVERS: Final = """
 SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true), ''),
@@ -16,6 +17,7 @@ SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true
 BECOME_RELAY: Final = "SET LOCAL ROLE settler_relay"
 BECOME_COURIER: Final = "SET LOCAL ROLE settler_courier"
 BECOME_JANITOR: Final = "SET LOCAL ROLE settler_janitor"
+BECOME_ERASER: Final = "SET LOCAL ROLE settler_eraser"
 
 LOGIN_PRIVILEGES: Final = """
 SELECT current_user AS login,
@@ -145,6 +147,43 @@ DELETE FROM audit_logs x USING (
 WHERE x.tenant_id = $1 AND x.id = old.id
 """
 
+# Erasure
+
+READ_ERASURE: Final = "SELECT * FROM erasures WHERE tenant_id = $1"
+TENANT_TO_ERASE: Final = """
+SELECT root_id, version, status, erase_after, erase_after <= now() AS due,
+       (SELECT min(child_id::text) FROM tenant_children WHERE tenant_id = $1) AS child
+FROM tenants WHERE id = $1
+"""
+BEGIN_ERASURE: Final = """
+INSERT INTO erasures (tenant_id, root_id, version, asked_by) VALUES ($1, $2, $3, $4) RETURNING *
+"""
+ONE_ERASER: Final = "SELECT pg_advisory_xact_lock(hashtextextended('settler/erasure/' || $1, 0))"
+# Where rows of the tenant may be, with the tables that each refers to.
+TABLES_TO_ERASE: Final = """
+SELECT n.nspname AS schema, c.relname AS name, ARRAY(
+           SELECT r.relname::text FROM pg_constraint k JOIN pg_class r ON r.oid = k.confrelid
+           WHERE k.conrelid = c.oid AND k.contype = 'f' AND r.relnamespace = n.oid AND r.oid <> c.oid) AS refers_to
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped
+WHERE n.nspname IN ('public', (SELECT schema_name FROM tenant_schemas WHERE tenant_id = $1)) AND c.relkind IN ('r', 'p')
+  AND c.relname NOT IN ('tenant_schemas', 'tenant_slugs', 'erasures')
+ORDER BY 1, 2
+"""
+ERASE_ROWS: Final = """
+DELETE FROM %1$I.%2$I WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$I.%2$I WHERE tenant_id = %3$L LIMIT %4$s))
+"""
+COUNT_TENANT_ROWS: Final = "SELECT count(*) FROM %1$I.%2$I WHERE tenant_id = %3$L"
+COUNT_ERASED: Final = """
+UPDATE erasures SET counts = jsonb_set(counts, ARRAY[$2], to_jsonb(coalesce((counts ->> $2)::bigint, 0) + $3::bigint))
+WHERE tenant_id = $1
+"""
+NOTE_COUNTS: Final = "UPDATE erasures SET counts = $2::text::jsonb || counts WHERE tenant_id = $1"
+FORGET_TENANT: Final = "SELECT forget_tenant()"
+STEP_DONE: Final = "UPDATE erasures SET steps = array_append(array_remove(steps, $2), $2) WHERE tenant_id = $1"
+STEP_UNDONE: Final = "UPDATE erasures SET steps = array_remove(steps, $2) WHERE tenant_id = $1"
+END_ERASURE: Final = "UPDATE erasures SET ended_at = now() WHERE tenant_id = $1"
+
 # Schemas of tenants
 
 LIMIT_LOCK_WAIT_TO: Final = "SET LOCAL lock_timeout = %L"
@@ -242,10 +281,13 @@ JOIN_SERVICES: Final = "GRANT settler_services TO %I WITH INHERIT TRUE, SET FALS
 JOIN_RELAY: Final = "GRANT settler_relay TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
 JOIN_COURIER: Final = "GRANT settler_courier TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
 JOIN_JANITOR: Final = "GRANT settler_janitor TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
+JOIN_ERASER: Final = "GRANT settler_eraser TO %I WITH INHERIT FALSE, SET TRUE, ADMIN FALSE"
 CLOSE_DATABASE: Final = "REVOKE ALL ON DATABASE %I FROM PUBLIC"
 OPEN_DATABASE: Final = "GRANT CONNECT ON DATABASE %I TO settler_services"
 CLOSE_SCHEMA: Final = "REVOKE ALL ON SCHEMA %I FROM PUBLIC"
-OPEN_SCHEMA: Final = "GRANT USAGE ON SCHEMA %I TO settler_services, settler_relay, settler_courier, settler_janitor"
+OPEN_SCHEMA: Final = """
+GRANT USAGE ON SCHEMA %I TO settler_services, settler_relay, settler_courier, settler_janitor, settler_eraser
+"""
 SEARCH_PATH: Final = "SELECT set_config('search_path', quote_ident($1) || ', pg_temp', true)"
 CREATE_LEDGER: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -26,6 +26,9 @@ COURIER = "settler_courier"
 JANITOR = "settler_janitor"
 """Deletes what is past a tenant's retention; the application role can switch to it."""
 
+ERASER = "settler_eraser"
+"""Deletes every row of a tenant that is being erased; the application role can switch to it."""
+
 _LIMITS = {
     # A process that is stopped inside a transaction keeps its row locks, and with them the position that its
     # successor waits for. The longest honest pause is a wait for Kafka, which gives up after 10 s.
@@ -44,7 +47,7 @@ def check_role_names(settings: Settings) -> None:
     Raises:
         ConfigurationError: DB_APP_USER is the owner or one of the group roles.
     """
-    if settings.db_app_user in (settings.db_user, SERVICES, RELAY, COURIER, JANITOR):
+    if settings.db_app_user in (settings.db_user, SERVICES, RELAY, COURIER, JANITOR, ERASER):
         raise ConfigurationError(
             f"DB_APP_USER: {settings.db_app_user!r} is taken; name a login of its own for the services"
         )
@@ -60,7 +63,7 @@ async def create_database(maintenance: Connection, settings: Settings) -> None:
 
 async def create_roles(maintenance: Connection, settings: Settings) -> None:
     """Create the roles that are missing, and take from all of them whatever they must not have."""
-    for name in (SERVICES, RELAY, COURIER, JANITOR):
+    for name in (SERVICES, RELAY, COURIER, JANITOR, ERASER):
         await _create_role(maintenance, queries.CREATE_GROUP, name)
     login = settings.db_app_user
     await _create_role(maintenance, queries.CREATE_LOGIN, login)
@@ -71,6 +74,7 @@ async def create_roles(maintenance: Connection, settings: Settings) -> None:
     await execute_formatted(maintenance, queries.JOIN_RELAY, login)
     await execute_formatted(maintenance, queries.JOIN_COURIER, login)
     await execute_formatted(maintenance, queries.JOIN_JANITOR, login)
+    await execute_formatted(maintenance, queries.JOIN_ERASER, login)
 
 
 async def _create_role(maintenance: Connection, statement: str, name: str) -> None:

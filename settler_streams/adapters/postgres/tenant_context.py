@@ -5,10 +5,16 @@ The search path goes with it: a tenant that has a schema of its own finds its ta
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+import asyncpg
 
 from settler_streams.adapters.postgres import queries
+from settler_streams.errors import NotFoundError
 from settler_streams.ids import TenantId, canonical_tenant
+
+_ERASED: Final = "SE001"
+"""The SQLSTATE that ``enter_tenant`` raises of a tenant that was erased."""
 
 
 class Queryable(Protocol):
@@ -29,9 +35,15 @@ class TenantContext:
         """Make ``tenant_id`` the tenant of the current transaction.
 
         Raises:
+            NotFoundError: the tenant was erased, or is being erased.
             ValueError: ``tenant_id`` is not a UUID in canonical form.
         """
-        await connection.fetchval(queries.SET_CONTEXT, canonical_tenant(tenant_id))
+        try:
+            await connection.fetchval(queries.SET_CONTEXT, canonical_tenant(tenant_id))
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != _ERASED:
+                raise
+            raise NotFoundError(f"tenant {tenant_id} was erased") from error
 
     @staticmethod
     async def read(connection: Queryable) -> TenantId | None:

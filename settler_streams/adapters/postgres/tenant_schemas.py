@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import asyncpg
+import structlog
 
 from settler_streams.adapters.postgres import queries
 from settler_streams.adapters.postgres.failures import translated
@@ -32,6 +33,7 @@ MOVE_LOCK_WAIT = "30s"
 repeated. Those that begin meanwhile wait for it."""
 
 _CONNECT_S_MAX = 10.0
+_log = structlog.get_logger(__name__)
 _SCHEMA_NAME_PREFIX = "t_"
 
 Progress = Callable[[int, int], None]
@@ -45,7 +47,7 @@ async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool) -> 
 
     Raises:
         ConfigurationError: the tenant's schema is not at the layout of the shared one; migrate first.
-        NotFoundError: there is no such tenant.
+        NotFoundError: there is no such tenant, or it was erased.
         UnavailableError: the server failed, or transactions of the tenant did not end in time.
     """
     async with owner_connection(settings) as connection, connection.transaction():
@@ -92,8 +94,11 @@ async def migrate_schemas(
     """
     total, done, changed = int(await connection.fetchval(queries.SCHEMAS_COUNT)), 0, 0
     async for schema in schemas(connection):
-        async with connection.transaction():
-            changed += await _migrate_schema(connection, schema, files)
+        try:
+            async with connection.transaction():
+                changed += await _migrate_schema(connection, schema, files)
+        except NotFoundError as error:
+            _log.info("schema left as it is: it goes with its tenant", schema=schema, reason=str(error))
         done += 1
         progress(done, max(total, done))
     return changed

@@ -16,8 +16,8 @@ async def test_the_migrated_database_isolates_tenants(owner):
 async def test_every_table_of_the_specification_is_there(owner):
     names = {row[0] for row in await owner.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
     assert names == {
-        "api_keys", "audit_logs", "dead_letters", "domains", "executions", "feature_flags", "jobs", "matches", "outbox",
-        "reports",
+        "api_keys", "audit_logs", "dead_letters", "domains", "erasures", "executions", "feature_flags", "jobs",
+        "matches", "outbox", "reports",
         "schema_migrations", "stream_positions", "tenant_children", "tenant_quota_usage", "tenant_retention",
         "tenant_schemas",
         "tenant_signals", "tenant_slugs", "tenant_usage", "tenants", "unmatched", "users", "webhook_deliveries",

@@ -108,7 +108,7 @@ def test_a_malformed_or_taken_number_is_refused(files, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["postgres", "settler_services", "settler_relay", "settler_courier", "settler_janitor"]
+    "name", ["postgres", "settler_services", "settler_relay", "settler_courier", "settler_janitor", "settler_eraser"]
 )
 async def test_an_application_role_that_is_not_its_own_is_refused(database_settings, name):
     with pytest.raises(ConfigurationError, match="DB_APP_USER"):
@@ -138,7 +138,7 @@ async def test_an_owner_that_is_no_superuser_migrates_and_is_bound_itself(new_da
     await owner.execute(
         f"CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'managed';"
         # Whoever creates the groups may grant them; in this cluster they exist already.
-        f"GRANT settler_services, settler_relay, settler_courier, settler_janitor TO {name} "
+        f"GRANT settler_services, settler_relay, settler_courier, settler_janitor, settler_eraser TO {name} "
         "WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
     )
     settings = new_database().model_copy(

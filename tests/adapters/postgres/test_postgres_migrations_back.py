@@ -315,7 +315,7 @@ async def test_an_owner_that_is_no_superuser_counts_every_tenants_rows(new_datab
     name = f"managed_{uuid.uuid4().hex}"
     await owner.execute(
         f"CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'managed';"
-        f"GRANT settler_services, settler_relay, settler_courier, settler_janitor TO {name} "
+        f"GRANT settler_services, settler_relay, settler_courier, settler_janitor, settler_eraser TO {name} "
         "WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
     )
     settings = new_database().model_copy(

@@ -138,6 +138,7 @@ async def test_many_tenants_share_two_sessions_and_each_sees_its_own(pool, creat
         "SET ROLE settler_relay",
         "SET ROLE settler_courier",
         "SET ROLE settler_janitor",
+        "SET ROLE settler_eraser",
         "SET search_path = x",
     ],
 )
