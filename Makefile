@@ -33,7 +33,7 @@ bench: $(INSTALLED) ## Measure the data path: a table, and the figures in bench.
 	@$(BIN)/settler bench bench.json
 
 test: $(INSTALLED) ## Run the tests on real Kafka, PostgreSQL and Valkey
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 chaos: $(INSTALLED) ## Disturb a whole system for some minutes and check what is left; SEED=n repeats a round
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)

@@ -31,8 +31,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 properties.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 properties.load_profile("any machine")
 
+
 CALL_S_MAX = 30.0
 """Creating or dropping a database copies or deletes 8 MB."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test come first: no process shall be left with one when the others have nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

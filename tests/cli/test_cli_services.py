@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +12,7 @@ import pytest
 
 from settler_streams.adapters.postgres.tenant_schemas import owner_connection
 from settler_streams.ids import uuid7
+from tests.cli.in_process import invoke
 
 if TYPE_CHECKING:
     from settler_streams.settings import Settings
@@ -56,12 +53,8 @@ def new_tenant(cli: Cli, settings: Settings) -> Callable[[], str]:
 @pytest.fixture(scope="module")
 def cli(settings: Settings) -> Cli:
     def run(*arguments: str) -> tuple[int, Any]:
-        ended = subprocess.run(
-            [sys.executable, "-m", "settler_streams.cli.main", *arguments, "--json"],
-            env={**os.environ, **settings.environment()}, capture_output=True, timeout=100, check=False,
-        )  # fmt: skip
-        assert b"Traceback" not in ended.stderr, ended.stderr.decode()
-        return ended.returncode, json.loads(ended.stdout or b"null")
+        code, printed, _ = invoke(arguments, settings.environment())
+        return code, printed
 
     return run
 

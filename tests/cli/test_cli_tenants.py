@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from settler_streams.cli.main import settler
-from settler_streams.cli.output import EXIT_CODES
-from settler_streams.errors import SettlerError
 from settler_streams.services import AuthenticationError, verify_password
+from tests.cli.in_process import invoke
 from tests.services_layer.dns_server import DnsServer
 from tests.services_layer.platform import Platform
 from tests.services_layer.test_tenant_backups import remove
@@ -30,24 +26,15 @@ Cli = Callable[..., Awaitable[tuple[int, Any]]]
 
 @pytest.fixture
 def cli(platform: Platform, tmp_path: Path) -> Cli:
-    """Runs ``settler tenants …`` in a thread and gives its exit code and its JSON, or the error that is printed.
-
-    In this process, since starting another for each of some sixty commands would take minutes.
-    """
+    """Runs ``settler tenants …`` in a thread and gives its exit code and its JSON, or the error that is printed."""
     known = {**platform.settings.environment(), "SETTLER_STATE_DIR": str(tmp_path)}
-
-    def invoke(arguments: tuple[str, ...], given: str, environment: dict[str, str]) -> tuple[int, Any]:
-        ended = CliRunner().invoke(
-            settler, ["tenants", *arguments, "--json"], input=given, env={**known, **environment}
-        )
-        if isinstance(ended.exception, SettlerError):
-            return EXIT_CODES[ended.exception.disposition], str(ended.exception)
-        assert ended.exception is None, ended.output
-        return ended.exit_code, json.loads(ended.stdout)
 
     async def run(*arguments: str, given: str = "", **environment: str) -> tuple[int, Any]:
         async with asyncio.timeout(ENDS_WITHIN_S):
-            return await asyncio.to_thread(invoke, arguments, given, environment)
+            code, printed, error = await asyncio.to_thread(
+                invoke, ["tenants", *arguments], {**known, **environment}, given
+            )
+        return code, error if printed is None else printed
 
     return run
 

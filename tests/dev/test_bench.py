@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from settler_streams.cli.main import settler
 from settler_streams.dev.bench import latency, report, row_security
 from settler_streams.dev.bench.ground import prepared
 from settler_streams.dev.bench.hops import HOPS
@@ -18,7 +16,7 @@ from settler_streams.dev.stack.probes import apart
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
-REQUESTS, LONG_EVENTS = 3_000, 20_000
+REQUESTS = 3_000
 SIZES = Sizes(
     requests=REQUESTS,
     rounds=1,
@@ -91,24 +89,6 @@ def test_every_program_got_the_same_requests_and_answered_each(document: dict[st
         assert one["admitted"] > REQUESTS / 2
         assert "unknown_tenant" not in one["refused"]
         assert 0 < one["broker_share"] < 1
-
-
-def test_a_long_run_decides_on_everything_and_samples_its_memory(tmp_path: Path) -> None:
-    """Through the command line: the file and the standard output say the same."""
-    ran = CliRunner().invoke(
-        settler,
-        ["bench", str(tmp_path / "bench.json"), "--json", "--events", str(LONG_EVENTS), "--state-dir", str(tmp_path)],
-        catch_exceptions=False,
-    )
-    assert ran.exit_code == 0
-    document = json.loads(ran.stdout)
-    assert document == json.loads((tmp_path / "bench.json").read_text())
-    assert set(document) == {"peak_rss_mib", "long_run", "machine"}
-    long = document["long_run"]
-    assert long["events"] == LONG_EVENTS
-    assert long["admitted"] > LONG_EVENTS / 2
-    assert long["rss_mib_samples"][-1][0] == LONG_EVENTS
-    assert 10 < min(mib for _, mib in long["rss_mib_samples"]) <= document["peak_rss_mib"]
 
 
 def test_the_table_shows_every_figure(document: dict[str, Any]) -> None:

@@ -209,8 +209,17 @@ async def test_nothing_else_is_left_over_on_a_pooled_connection(single):
 async def test_a_cancelled_query_leaves_no_context(single):
     async def count_for_long():
         async with single.tenant(TenantId(B)) as tx:
-            begun.set()
-            await tx.execute("SELECT count(*) FROM generate_series(1, 10000000000)")
+            tx.add_log_listener(tell)
+            try:
+                await tx.execute(
+                    "DO $$BEGIN RAISE NOTICE 'begun'; PERFORM count(*) FROM generate_series(1, 10000000000); END$$"
+                )
+            finally:
+                tx.remove_log_listener(tell)
+
+    def tell(*_):
+        """A request to cancel that is there before its query changes nothing; only the server knows when that is."""
+        begun.set()
 
     begun = asyncio.Event()
     task = asyncio.create_task(count_for_long())

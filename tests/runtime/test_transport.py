@@ -66,7 +66,7 @@ async def test_a_member_that_only_waits_stays_in_the_group(log: KafkaLog) -> Non
     async with running([worker.app]):
         await worker.owns(lambda n: n == counter.PARTITIONS)
         loop = asyncio.get_running_loop()
-        until = loop.time() + 3 * MAX_POLL_S
+        until = loop.time() + 2 * MAX_POLL_S
         folded = 0
         tenant = tenant_in(0)
         while loop.time() < until or folded < 3:

@@ -38,7 +38,7 @@ from tests.services.secured import ADMIN, SecuredKafka, secured_kafka
 if TYPE_CHECKING:
     from tests.services.interface import Service, Services
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
 
 PARTITIONS = 2
 SDK = "an-sdk"

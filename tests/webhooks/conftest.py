@@ -14,6 +14,8 @@ from pydantic import SecretStr
 
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.core import webhooks as decisions
+from settler_streams.courier import process
 from settler_streams.ids import TenantId
 from settler_streams.services.webhooks import WebhookService
 
@@ -67,6 +69,14 @@ async def new_tenant(pool: TenantConnectionPool) -> AsyncIterator[NewTenant]:
         async with pool.tenant(tenant_id) as tx:
             await tx.execute("DELETE FROM webhooks")
             await tx.execute("DELETE FROM webhook_lanes")
+
+
+@pytest.fixture
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Couriers' seconds become hundredths; nothing else changes."""
+    monkeypatch.setattr(decisions, "BACKOFF_MIN_S", 0.05)
+    monkeypatch.setattr(decisions, "LANE_PAUSE_MIN_S", 0.01)
+    monkeypatch.setattr(process, "POLL_S", 0.02)
 
 
 @pytest.fixture

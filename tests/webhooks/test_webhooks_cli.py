@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from settler_streams.ids import TenantId, uuid7
+from tests.cli.in_process import invoke
 from tests.webhooks.courier_processes import courier_process
 from tests.webhooks.deliveries import finished, queue
 from tests.webhooks.endpoint import listening, status
@@ -32,16 +30,10 @@ CLI_S_MAX = 100.0
 @pytest.fixture
 def cli(settings: Settings, tmp_path: Path) -> Cli:
     async def run(*arguments: str) -> tuple[int, Any]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "settler_streams.cli.main", "tenants", "webhooks", *arguments,
-            "--json", "--state-dir", str(tmp_path / "none"),
-            env={**os.environ, **settings.environment()},
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        known = {**settings.environment(), "SETTLER_STATE_DIR": str(tmp_path / "none")}
         async with asyncio.timeout(CLI_S_MAX):
-            out, err = await process.communicate()
-        assert b"Traceback" not in err, err.decode()
-        return process.returncode or 0, json.loads(out or b"null")
+            code, printed, _ = await asyncio.to_thread(invoke, ["tenants", "webhooks", *arguments], known)
+        return code, printed
 
     return run
 

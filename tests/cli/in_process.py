@@ -1,0 +1,25 @@
+"""Runs a command in this process: to start another one, with all that it imports, takes a second of processor time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from click.testing import CliRunner
+
+from settler_streams.cli.main import settler
+from settler_streams.cli.output import EXIT_CODES
+from settler_streams.errors import SettlerError
+
+
+def invoke(arguments: Sequence[str], environment: Mapping[str, str], given: str = "") -> tuple[int, Any, str]:
+    """The exit code that the process would have, its JSON (None when it prints none), and the error that it would show.
+
+    Blocks, and has an event loop of its own: for a thread without one.
+    """
+    ended = CliRunner().invoke(settler, [*arguments, "--json"], input=given, env=environment)
+    if isinstance(ended.exception, SettlerError):
+        return EXIT_CODES[ended.exception.disposition], None, str(ended.exception)
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), repr(ended.exception)
+    return ended.exit_code, json.loads(ended.stdout or "null"), ended.stderr
