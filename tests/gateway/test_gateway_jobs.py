@@ -9,9 +9,18 @@ import uuid
 import msgspec
 import pytest
 
-from settler_streams.adapters.postgres import projection
+from settler_streams.adapters.postgres import erasures, projection
 from settler_streams.adapters.postgres.effects import JobDecision, JobResult
-from settler_streams.events import FlagScope, FlagState, JobDecided, JobFinished, JobStatus, QuotaType, TenantTier
+from settler_streams.events import (
+    FlagScope,
+    FlagState,
+    JobDecided,
+    JobFinished,
+    JobStatus,
+    QuotaType,
+    TenantErased,
+    TenantTier,
+)
 from settler_streams.ids import TenantId, uuid7
 from tests.gateway.gateways import JOB, keyed
 from tests.services_layer.platform import Platform
@@ -266,3 +275,18 @@ async def test_usage_and_cancel_are_stored(platform: Platform, gateway_url: str)
         for wrong in ({"rollout_per_mille": 1001}, {"scope": "global"}, {"user_id": "x"}):
             assert (await tenant.http.put("/v1/flags/new-feature", json=wrong)).status_code == 400
         assert (await tenant.http.put("/v1/flags/Not-A-Name", json={})).status_code == 400
+
+
+async def test_an_open_stream_ends_when_its_tenant_is_erased_and_none_opens_any_more(
+    platform: Platform, gateway_url: str
+) -> None:
+    async with keyed(platform, gateway_url) as tenant:
+        async with asyncio.timeout(60), tenant.http.stream("GET", "/v1/results") as response:
+            lines = response.aiter_lines()
+            assert (await anext(lines)).startswith("id: ")
+            deleted = await platform.tenants.delete(tenant.id, grace=dt.timedelta(0))
+            await erasures.begin(platform.pool, tenant.id, "ann")
+            event = TenantErased(version=deleted.version + 1, root_id=tenant.id)
+            await platform.publisher.publish("tenant-changes", tenant.id, tenant.id, event)
+            assert [line async for line in lines if line.startswith("data: ")] == [], "it ends, and tells nothing more"
+        assert (await tenant.http.get("/v1/results")).status_code == 401
