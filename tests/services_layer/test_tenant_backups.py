@@ -23,7 +23,7 @@ from settler_streams.adapters.postgres.tenant_schemas import move, owner_connect
 from settler_streams.adapters.valkey.tenant_cache import TenantCache
 from settler_streams.errors import ConflictError, InvalidRequestError
 from settler_streams.events import RejectReason
-from settler_streams.ids import TenantId, uuid7
+from settler_streams.ids import TenantId
 from settler_streams.services import Scope, Tenant
 from settler_streams.services.backups import RESTORED, restore_tenant
 from settler_streams.services.exports import MANIFEST, Manifest, export_tenant, problems
@@ -268,7 +268,7 @@ def named_outside(folder: Path) -> None:
     with_manifest(files=[*manifest.files, outside])(folder)
 
 
-NOBODY = uuid7(1)
+NOBODY = TenantId("00000000-0000-7000-8000-000000000001")
 
 
 @pytest.mark.parametrize(("change", "error", "why"), [
