@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import structlog
 from click.testing import CliRunner
 
 from settler_streams.cli.main import settler
@@ -18,8 +21,21 @@ def invoke(arguments: Sequence[str], environment: Mapping[str, str], given: str 
 
     Blocks, and has an event loop of its own: for a thread without one.
     """
-    ended = CliRunner().invoke(settler, [*arguments, "--json"], input=given, env=environment)
+    with _logs_as_they_were():
+        ended = CliRunner().invoke(settler, [*arguments, "--json"], input=given, env=environment)
     if isinstance(ended.exception, SettlerError):
         return EXIT_CODES[ended.exception.disposition], None, str(ended.exception)
     assert ended.exception is None or isinstance(ended.exception, SystemExit), repr(ended.exception)
     return ended.exit_code, json.loads(ended.stdout or "null"), ended.stderr
+
+
+@contextlib.contextmanager
+def _logs_as_they_were() -> Iterator[None]:
+    """The commands of processes that run on have logs of their own form; this process keeps its own."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers, root.level
+    try:
+        yield
+    finally:
+        root.handlers, root.level = handlers, level
+        structlog.configure(**before)

@@ -21,9 +21,10 @@ pytestmark = pytest.mark.services
 @pytest_asyncio.fixture(scope="module", autouse=True)
 async def folds(platform: Platform) -> AsyncIterator[None]:
     """Those that have to forget, beside admission. What they log does not belong to what a command prints."""
+    before = structlog.get_config()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(structlog.reset_defaults)
+        stack.callback(structlog.configure, **before)
         for role in ("scheduler", "flags"):
             await stack.enter_async_context(running_role(role, platform.settings))
         yield

@@ -97,7 +97,7 @@ def test_up_is_reused_survives_a_crash_restarts_what_ends_and_stops_at_ctrl_c(lo
         for url in (f"{status['gateway_url']}/readyz", status["metrics_url"], *status["metrics_urls"].values()):
             until_answered(url)
         assert local.run("topology", "check") == (0, {"agrees": True, "differences": 0})
-        assert local.run("migrate") == (0, {"applied": []})
+        assert local.run("migrate") == (0, {"applied": [], "undone": []})
         assert local.run("dlq", "list") == (0, [])
         code, _ = local.run("up", "--detach")
         assert code == 0

@@ -436,7 +436,7 @@ async def test_an_owner_that_is_no_superuser_restores_as_well(
     async with owner_connection(settings) as owner:
         await owner.execute(
             f"CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'managed';"
-            f"GRANT settler_services, settler_relay, settler_courier, settler_janitor TO {name} "
+            f"GRANT settler_services, settler_relay, settler_courier, settler_janitor, settler_eraser TO {name} "
             "WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
         )
     managed = settings.model_copy(
