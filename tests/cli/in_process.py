@@ -21,7 +21,7 @@ def invoke(arguments: Sequence[str], environment: Mapping[str, str], given: str 
 
     Blocks, and has an event loop of its own: for a thread without one.
     """
-    with _logs_as_they_were():
+    with logs_as_they_were():
         ended = CliRunner().invoke(settler, [*arguments, "--json"], input=given, env=environment)
     if isinstance(ended.exception, SettlerError):
         return EXIT_CODES[ended.exception.disposition], None, str(ended.exception)
@@ -30,8 +30,8 @@ def invoke(arguments: Sequence[str], environment: Mapping[str, str], given: str 
 
 
 @contextlib.contextmanager
-def _logs_as_they_were() -> Iterator[None]:
-    """The commands of processes that run on have logs of their own form; this process keeps its own."""
+def logs_as_they_were() -> Iterator[None]:
+    """Whatever the command line configures for its process, this one keeps its own."""
     root, before = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers, root.level
     try:

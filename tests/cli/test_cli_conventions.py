@@ -18,6 +18,7 @@ from settler_streams.dev.stack.stack import GIVEN_BY
 from settler_streams.dev.stack.state import State, StateFile
 from settler_streams.errors import Disposition
 from settler_streams.events import REGISTRY
+from tests.cli.in_process import logs_as_they_were
 
 UNTIL_STOPPED = {"worker", "executor", "courier", "gateway"}
 FOR_PEOPLE = {"demo"}
@@ -63,7 +64,7 @@ def test_every_disposition_has_an_exit_code_of_its_own() -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["settler", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with logs_as_they_were(), pytest.raises(SystemExit) as ended:
         entry.main()
     return int(ended.value.code or 0)
 
