@@ -40,10 +40,10 @@ def up(
         if detach:
             return
         click.echo("up; Ctrl-C stops everything", err=True)
-        if executors or workers or gateway or courier:
-            _watch(system, stop)
-        else:
+        if not (executors or workers or gateway or courier):
             stop.wait()
+        elif _taken_down_by_another(system, stop):
+            return  # who may be deleting what there is of it
     except BaseException:
         system.down()
         raise
@@ -89,13 +89,15 @@ def _stop_on_signals() -> threading.Event:
     return stop
 
 
-def _watch(system: LocalSystem, stop: threading.Event) -> None:
+def _taken_down_by_another(system: LocalSystem, stop: threading.Event) -> bool:
+    """Watch over the processes until ``stop``, or until somebody else stops the system."""
     while not stop.wait(WATCH_INTERVAL_S):
         if system.taken_down:
             click.echo("stopped by another `settler down`", err=True)
-            return
+            return True
         for name in system.restart_ended():
             click.echo(f"{name} ended and was started again; see {system.state_dir / 'processes' / name}.log", err=True)
+    return False
 
 
 def _print(found: SystemStatus, *, as_json: bool) -> None:

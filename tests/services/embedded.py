@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ from settler_streams.dev.stack.state import try_lock
 from tests.services.interface import Service, Services
 
 _PREFIX = "settler-test-"
+PAUSE_S_MAX = 10.0
+"""Threads stop within microseconds, unless the kernel is at work for one."""
 
 
 class EmbeddedService(Service):
@@ -37,7 +40,12 @@ class EmbeddedService(Service):
         self._stack.part(self._part).kill()
 
     def pause(self) -> None:
+        """Returns when every thread has stopped: until then one may still answer."""
+        deadline_s = time.monotonic() + PAUSE_S_MAX
         self._signal_tree(signal.SIGSTOP)
+        while not all(_is_stopped(process) for process in self._tree()):
+            assert time.monotonic() < deadline_s, f"{self.name} did not stop within {PAUSE_S_MAX} s"
+            self._signal_tree(signal.SIGSTOP)  # one may have been born meanwhile
 
     def resume(self) -> None:
         self._signal_tree(signal.SIGCONT)
@@ -48,11 +56,24 @@ class EmbeddedService(Service):
 
     def _signal_tree(self, signum: signal.Signals) -> None:
         """PostgreSQL serves each connection in a process of its own, so the whole tree has to hang."""
+        for process in self._tree():
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that served a connection has ended meanwhile
+                process.send_signal(signum)
+
+    def _tree(self) -> list[psutil.Process]:
         part = self._stack.part(self._part)
         if part.running and part.process.ref is not None and (root := part.process.ref.find()) is not None:
-            for process in (root, *root.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):  # one that served a connection has ended meanwhile
-                    process.send_signal(signum)
+            return [root, *root.children(recursive=True)]
+        return []
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    """Whether all its threads are; a thread is a process of its own to the system."""
+    try:
+        threads = [process, *(psutil.Process(each.id) for each in process.threads())] if psutil.LINUX else [process]
+        return all(each.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE) for each in threads)
+    except psutil.NoSuchProcess:
+        return True  # it has ended meanwhile
 
 
 class EmbeddedServices(Services):
