@@ -26,6 +26,7 @@ from settler_streams.events import (
     QuotaType,
     Resource,
     TenantAcknowledged,
+    TenantForgotten,
     TenantNoisy,
     TenantQuiet,
     TenantUsage,
@@ -79,7 +80,7 @@ def effects_of(record: Record) -> tuple[Effect, ...]:
             return (_signal(record, "noisy", noisy.resource, detail),)
         case TenantQuiet() as quiet:
             return (_signal(record, "quiet", quiet.resource, {"noisy_for_ms": quiet.noisy_for_ms}),)
-        case TenantAcknowledged():
+        case TenantAcknowledged() | TenantForgotten():
             return ()
         case other:
             raise RecordError("misplaced", f"the recorder has no use for {other.event_type}")
