@@ -7,6 +7,7 @@ tenants is looked through as well.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,7 @@ from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name
 
 CALL_S_MAX = 30.0
-"""Longest wait for one answer of the broker."""
+"""Longest wait for one answer of the broker, and for the next records where there are some."""
 POLL_MS = 500
 
 
@@ -56,7 +57,8 @@ class TenantState:
             self._found = {tp: set() for tp in tps}
             yield self
         finally:
-            await self._consumer.stop()
+            async with _bounded():
+                await self._consumer.stop()
 
     async def mentions(self) -> dict[str, list[str]]:
         """The keys, by topic, whose newest value names the tenant; but for the markers that it was erased.
@@ -66,11 +68,16 @@ class TenantState:
         """
         async with _bounded():
             ends: dict[TopicPartition, int] = await self._consumer.end_offsets(list(self._found))
-        behind = set(ends)
+        behind, advanced_s = set(ends), time.monotonic()
         while behind:
             async with _bounded():
                 fetched = await self._consumer.getmany(*behind, timeout_ms=POLL_MS)
-                behind = {tp for tp in behind if await self._consumer.position(tp) < ends[tp]}
+                left = {tp for tp in behind if await self._consumer.position(tp) < ends[tp]}
+            if fetched or left != behind:
+                advanced_s = time.monotonic()
+            elif time.monotonic() - advanced_s > CALL_S_MAX:  # a partition without a leader, say
+                raise UnavailableError(f"nothing more of {sorted({tp.topic for tp in left})} within {CALL_S_MAX:.0f} s")
+            behind = left
             for tp, records in fetched.items():
                 for record in records:
                     self._look_at(self._found[tp], record.key or b"", record.value)
