@@ -380,7 +380,7 @@ async def test_writing_under_another_tenants_id_fails_alike_whether_it_exists(si
                     "INSERT INTO tenants (id, root_id, slug, name, tier) VALUES ($1, $1, 'b', 'b', 'free')", id_
                 )
         messages.add((str(raised.value), raised.value.detail))
-    assert messages == {('new row violates row-level security policy for table "tenants"', None)}
+    assert messages == {('new row violates row-level security policy "tenant_rows_only" for table "tenants"', None)}
 
 
 async def test_the_database_holds_no_large_object(owner):

@@ -33,10 +33,10 @@ _GENERATORS = (
         ('dropped', ''), ('reads all', 'USING (true)'), ('writes all', 'WITH CHECK (true)'),
         ('reads all in a context', $$USING (current_setting('app.tenant_id', true) <> '')$$),
         ('writes all in a context', $$WITH CHECK (current_setting('app.tenant_id', true) <> '')$$)) AS v (kind, sql)
-    WHERE v.kind = 'dropped' OR v.kind LIKE 'reads%' AND polqual IS NOT NULL
-       OR v.kind LIKE 'writes%' AND polwithcheck IS NOT NULL
+    WHERE v.kind = 'dropped' OR v.kind LIKE 'reads%' AND pg_get_expr(polqual, polrelid) <> 'true'
+       OR v.kind LIKE 'writes%' AND pg_get_expr(polwithcheck, polrelid) <> 'true'
     """,
-    # Both twins at once: what a single one of them hides from every query.
+    # All of a table's at once.
     """
     SELECT 'all policies', string_agg(format('ALTER POLICY %I ON %s %s %s', polname, polrelid::regclass,
         CASE WHEN polqual IS NOT NULL THEN 'USING (true)' END,

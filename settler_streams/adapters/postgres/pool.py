@@ -11,6 +11,7 @@ import asyncpg
 import structlog
 
 from settler_streams.adapters.postgres import queries
+from settler_streams.adapters.postgres.catalogue import violations
 from settler_streams.adapters.postgres.failures import DRIVER_ERRORS, translated
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.errors import ConfigurationError, UnavailableError
@@ -64,11 +65,13 @@ class TenantConnectionPool:
 
         Raises:
             ConfigurationError: the role could bypass row-level security (it is a superuser, has BYPASSRLS, or owns a
-                relation, itself or through a role it belongs to), or the login is refused.
+                relation, itself or through a role it belongs to), a table of the database is not under it, or the
+                login is refused.
             UnavailableError: the server cannot be reached in time.
         """
         primary = await _open_pool(settings, settings.db_host)
         try:
+            await _refuse_open_tables(primary, settings)
             replica = await _open_pool(settings, settings.db_read_host) if settings.db_read_host else None
         except BaseException:
             primary.terminate()
@@ -106,7 +109,10 @@ class TenantConnectionPool:
 
     @contextlib.asynccontextmanager
     async def platform(self) -> AsyncIterator[Transaction]:
-        """One transaction in the context of the platform (nil UUID): no tenant's row can be seen."""
+        """One transaction in the context of the platform (nil UUID).
+
+        No tenant's row can be seen, but for two facts: who has a schema of its own, and who was erased.
+        """
         async with self.tenant(PLATFORM) as transaction:
             yield transaction
 
@@ -222,6 +228,15 @@ async def _open_pool(settings: Settings, host: str) -> Pool:
             init=_refuse_privileged_login,
             reset=_refuse_leftovers,
         )
+
+
+async def _refuse_open_tables(pool: Pool, settings: Settings) -> None:
+    """One restrictive policy of each table keeps its tenants apart: never serve from a database that has lost it."""
+    with translated():
+        async with pool.acquire(timeout=settings.db_pool_wait_ms / 1000) as connection:
+            found = await violations(connection, essential=True)
+    if found:
+        raise ConfigurationError(f"the database does not keep its tenants apart: {found[0]}")
 
 
 async def _refuse_privileged_login(connection: Connection) -> None:

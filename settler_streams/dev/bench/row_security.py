@@ -2,12 +2,14 @@
 
 Two databases hold the same rows of 10,000 tenants. In one of them row-level security is switched off on every table;
 all else, policies included, is the same. The statements run in turn on both, for the same tenant, so that what disturbs
-one moment disturbs both alike. What is timed is the statement, in the transaction that the services run it in.
+one moment disturbs both alike. Of the gateway's statements each is timed alone, inside its transaction; of the recorder
+the whole transaction of a batch, as it runs it: context, position, rows, commit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import statistics
@@ -17,10 +19,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
-from settler_streams.adapters.postgres import queries as statements
-from settler_streams.adapters.postgres.effects import JobDecision, JobResult
+from settler_streams.adapters.postgres import projection
+from settler_streams.adapters.postgres.effects import Execution, JobDecision, JobResult
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_schemas import owner_connection
@@ -37,7 +37,8 @@ BLOCKS = 10
 """The runs are timed in blocks, and a figure is the median of the blocks': a pause of the machine falls into one."""
 WARM_UP_RUNS = 20
 BATCH_TENANTS = 50
-"""Tenants of one batch of the recorder, which has two effects of each of them."""
+"""Tenants of one batch of the recorder, which has two records of each of them."""
+RECORDS = 2
 JOBS = 10
 """Finished jobs of each tenant, each with five matches and five unmatched records."""
 KEY_HASH = b"\x01" * 32
@@ -83,7 +84,7 @@ READS: dict[str, tuple[str, Arguments]] = {
     "quota": (queries.READ_QUOTA_USAGE, lambda tenant_id, _job: (tenant_id, "storage")),
     "verdicts": (queries.CURRENT_VERDICTS, lambda tenant_id, _job: (tenant_id,)),
 }
-RECORDER = "recorder's batch"
+RECORDER = "recorder"
 
 _SET_TENANTS = "SELECT set_config('bench.tenants', $1, true)"
 _FILL = """
@@ -128,7 +129,8 @@ async def measure(settings: Settings, sizes: Sizes) -> Mapping[str, Cost]:
     async with filled(settings, "secured", sizes.tenants) as secured, filled(settings, "open", sizes.tenants) as opened:
         async with owner_connection(database(settings, "open")) as owner:
             await _switch(owner, "DISABLE")
-        runs = {name: _read(*read) for name, read in READS.items()} | {RECORDER: _record(sizes.tenants)}
+        runs = {name: _read(*read) for name, read in READS.items()}
+        runs |= {f"{RECORDER}: {topic}": _record(sizes.tenants, topic, of) for topic, of in WRITES.items()}
         return {name: await _compare(secured, opened, run, sizes, drawn) for name, run in runs.items()}
 
 
@@ -178,33 +180,45 @@ def _read(query: str, arguments: Arguments) -> Run:
     return run
 
 
-def _record(tenants: int) -> Run:
-    """A batch of the recorder: a decision and a result for each of some tenants, as new as the number of the run."""
+def _record(tenants: int, topic: str, effects: Callable[[TenantId, str, int], projection.RecordEffects]) -> Run:
+    """A batch of the recorder: records of some tenants, ``effects`` of each, and the position behind them."""
+    topic_id = str(_uuid(topic))
 
     async def run(pool: TenantConnectionPool, _number: int, which: int) -> float:
         chosen = random.Random(which).sample(range(tenants), BATCH_TENANTS)  # noqa: S311 - repeatable, not secret
-        batch = {tenant(number): _effects(number, 10 + which) for number in chosen}
-        text = msgspec.json.encode(batch).decode()
-        async with pool.platform() as tx:
-            began_s = time.perf_counter()
-            await tx.execute(statements.PROJECT_BATCH, text)
-            return time.perf_counter() - began_s
+        first = which * BATCH_TENANTS * RECORDS
+        records = [
+            effects(tenant(number), str(_uuid(f"job {first + at}")), first + at)
+            for at, number in enumerate(chosen * RECORDS)
+        ]
+        move = projection.PositionMove(RECORDER, topic_id, topic, 0, first, first + len(records))
+        if not which:
+            await projection.init_position(pool, RECORDER, topic_id, topic, 0)
+        began_s = time.perf_counter()
+        await projection.write_batch(pool, move, records)
+        return time.perf_counter() - began_s
 
     return run
 
 
-def _effects(number: int, version: int) -> dict[str, list[JobDecision | JobResult]]:
-    tenant_id, job_id = tenant(number), str(job(number, version % JOBS))
-    decision = JobDecision(
-        tenant_id=tenant_id,
-        job_id=job_id,
-        kind="reconciliation",
-        priority="normal",
-        decision="admitted",
-        requested_at_ms=1,
-        decided_at_ms=2,
-        source_version=version,
+def _decision(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
+    """Of a new job."""
+    return (
+        JobDecision(
+            tenant_id=tenant_id,
+            job_id=job_id,
+            kind="reconciliation",
+            priority="normal",
+            decision="admitted",
+            requested_at_ms=1,
+            decided_at_ms=2,
+            source_version=version,
+        ),
     )
+
+
+def _result(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
+    """Of a job with a decision."""
     result = JobResult(
         tenant_id=tenant_id,
         job_id=job_id,
@@ -213,7 +227,21 @@ def _effects(number: int, version: int) -> dict[str, list[JobDecision | JobResul
         finished_at_ms=3,
         source_version=version,
     )
-    return {decision.KIND: [decision], result.KIND: [result]}
+    execution = Execution(
+        tenant_id=tenant_id,
+        job_id=job_id,
+        attempt=1,
+        executor="e",
+        status="succeeded",
+        source_version=version,
+        finished_at_ms=3,
+        worker_us=1000,
+    )
+    return result, execution
+
+
+WRITES = {"job-decisions": _decision, "job-results": _result}
+"""What the recorder makes of a record, by topic; in this order, since a result changes the row of a decision."""
 
 
 async def _compare(
@@ -224,12 +252,11 @@ async def _compare(
         for pool in (secured, opened):
             await run(pool, which % sizes.tenants, which)
     p50, p95, ratio = [], [], []
-    which = WARM_UP_RUNS
+    counted = itertools.count(WARM_UP_RUNS)
     for _ in range(BLOCKS):
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(max(2, sizes.runs // BLOCKS)):
-            number = drawn.randrange(sizes.tenants)
-            which += 1
+            number, which = drawn.randrange(sizes.tenants), next(counted)
             for turn in ((0, 1), (1, 0))[which % 2]:
                 times[turn].append(await run((secured, opened)[turn], number, which))
         mine, other = (statistics.quantiles(each, n=20)[-1] for each in times)

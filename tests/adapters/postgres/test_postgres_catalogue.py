@@ -48,7 +48,7 @@ async def test_a_protected_new_table_is_accepted(owner):
         ("CREATE TABLE later (id uuid PRIMARY KEY)", "a table belongs to tenants or is known not to: later"),
         ("ALTER TABLE jobs NO FORCE ROW LEVEL SECURITY", "row-level security is enabled and forced: jobs"),
         ("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY", "row-level security is enabled and forced: jobs"),
-        ("DROP POLICY tenant_rows ON jobs", "a permissive policy compares with the context: jobs"),
+        ("DROP POLICY tenant_rows ON jobs", "a permissive policy leaves it to the restrictive ones: jobs"),
         (
             "DROP POLICY tenant_rows_only ON jobs",
             "restrictive policies bind every role in every command: jobs (r)",

@@ -262,6 +262,35 @@ async def test_a_login_that_could_escape_is_refused(database_settings, owner, ar
         await owner.execute(restore)
 
 
+OWN_ROWS = "tenant_id = NULLIF(current_setting('app.tenant_id', true), '')::uuid"
+
+
+@pytest.mark.parametrize(
+    ("arrange", "restore"),
+    [
+        ("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY", "ALTER TABLE jobs ENABLE ROW LEVEL SECURITY"),
+        ("ALTER TABLE jobs NO FORCE ROW LEVEL SECURITY", "ALTER TABLE jobs FORCE ROW LEVEL SECURITY"),
+        (
+            "ALTER POLICY tenant_rows_only ON jobs RENAME TO parted; ALTER POLICY parted ON jobs TO settler_relay",
+            "ALTER POLICY parted ON jobs TO PUBLIC; ALTER POLICY parted ON jobs RENAME TO tenant_rows_only",
+        ),
+        (
+            "ALTER POLICY tenant_rows_only ON jobs USING (true)",
+            f"ALTER POLICY tenant_rows_only ON jobs USING ({OWN_ROWS})",
+        ),
+    ],
+    ids=["switched-off", "not-forced", "policy-of-one-role", "policy-widened"],
+)
+async def test_a_database_that_no_longer_keeps_tenants_apart_is_refused(database_settings, owner, arrange, restore):
+    await owner.execute(arrange)
+    try:
+        with pytest.raises(ConfigurationError, match=r"does not keep its tenants apart: .*: jobs"):
+            await TenantConnectionPool.open(database_settings)
+    finally:
+        await owner.execute(restore)
+    await (await TenantConnectionPool.open(database_settings)).close()
+
+
 async def test_a_wrong_password_or_database_is_a_wrong_setting(database_settings):
     for wrong in ({"db_app_password": database_settings.db_password}, {"db_name": "nowhere"}):
         with pytest.raises(ConfigurationError, match="refuses the login"):
