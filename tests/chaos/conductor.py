@@ -9,7 +9,7 @@ import os
 import random
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from settler_streams.errors import SettlerError, UnavailableError
 from settler_streams.events import QuotaType, TenantTier
@@ -35,6 +35,10 @@ have to notice a hung transaction (ten seconds), give up a step (thirty), and st
 HOLD_AFTER_S = 15.0
 """While work is awaited for longer, processes start without a fail point: killed faster than they can start, on a slow
 machine, they would never come to work, and nothing be shown."""
+COORDINATOR_LOST = "is out of sync with the underlying log"
+COORDINATOR_LOST_TIMES = 2
+"""Said once, a broker loads the coordinator anew; said again after that, it goes on so until it is restarted."""
+OPERATOR = "broker restarted by an operator, its coordinator lost"
 HITS_MIN = 3
 """Each fail point is reached this often in a round, or the round has not shown what it is for."""
 WIDEN_AFTER_S = 20.0
@@ -158,12 +162,30 @@ class Conductor:
             await observe("work goes on under blows", at_work, HOLD_AFTER_S)
         except NotObservedError:
             field.fleet.holding = True
-            await observe(
-                "work goes on after a fault", at_work, RECOVERED_S_MAX, lambda: f"partitions {silent()} are silent"
-            )
+            await self._recovered_with_an_operator(at_work, silent)
         finally:
             field.fleet.holding = False
         self.recoveries_s.append(asyncio.get_running_loop().time() - began_s)
+
+    async def _recovered_with_an_operator(
+        self, at_work: Callable[[], Awaitable[bool]], silent: Callable[[], set[int]]
+    ) -> None:
+        """Wait for work to go on; where the broker has lost a coordinator, do what the runbook has an operator do."""
+        kafka = self._field.stack.part("kafka")
+
+        async def goes_on() -> None:
+            what = "work goes on after a fault"
+            await observe(what, at_work, RECOVERED_S_MAX, lambda: f"partitions {silent()} are silent")
+
+        try:
+            await goes_on()
+        except NotObservedError:
+            if kafka.process.log.read_text(errors="replace").count(COORDINATOR_LOST) < COORDINATOR_LOST_TIMES:
+                raise
+            self._field.injected[OPERATOR] += 1
+            await asyncio.to_thread(kafka.stop)
+            await self._field.bring_up("kafka")
+            await goes_on()
 
     async def fail_points_met(self, patience_s: float) -> None:
         """Wait until every armed place has been reached.

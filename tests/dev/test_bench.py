@@ -23,7 +23,7 @@ SIZES = Sizes(
     recovery_keys=4_000,
     recorded_jobs=500,
     row_security=row_security.Sizes(tenants=100, runs=20),
-    latency=latency.Sizes(idle_jobs=5, burst_jobs=10, half_load_s=2.0),
+    latency=latency.Sizes(idle_jobs=5, tenant_changes=4, burst_jobs=10, half_load_s=2.0),
     tenants=100,
 )
 
@@ -63,9 +63,10 @@ def test_every_figure_is_there(document: dict[str, Any]) -> None:
         "peak_rss_mib",
     )
     assert {rate for rate in rates if document[rate] > 0} == set(rates)
+    for what in ("latency_idle_ms", "latency_half_load_ms", "tenant_change_ms"):
+        assert set(document[what]) == {"p50", "p99"}
+        assert 0 < document[what]["p50"] <= document[what]["p99"]
     for when in ("latency_idle_ms", "latency_half_load_ms"):
-        assert set(document[when]) == {"p50", "p99"}
-        assert 0 < document[when]["p50"] <= document[when]["p99"]
         hops = document[when.replace("_ms", "_hops_ms")]
         assert set(hops) == set(HOPS)
         assert hops["executor"] > 0

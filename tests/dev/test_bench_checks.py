@@ -13,7 +13,6 @@ from settler_streams.core.admission import Admission
 from settler_streams.core.fold import Record
 from settler_streams.dev.bench import log, profile, recovery, workload
 from settler_streams.dev.bench.admission_worker import new_logic
-from settler_streams.dev.bench.hops import Seen
 from settler_streams.dev.bench.latency import percentiles
 from settler_streams.dev.bench.long_run import LongRun, _requests, _Results
 from settler_streams.dev.bench.phases import Phases, Place
@@ -160,7 +159,7 @@ def test_memory_that_grows_shows() -> None:
 
 
 def test_percentiles() -> None:
-    assert percentiles([Seen("job", 0.0, float(n)) for n in range(101)]) == {"p50": 50.0, "p99": 99.0}
+    assert percentiles([float(n) for n in range(101)]) == {"p50": 50.0, "p99": 99.0}
 
 
 class Nested:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import statistics
 import time
 from collections.abc import Awaitable, Mapping, Sequence
@@ -21,6 +22,7 @@ from settler_streams.dev.bench.hops import Seen, medians_ms
 from settler_streams.dev.bench.workload import BenchTenant
 from settler_streams.errors import StateError, UnavailableError
 from settler_streams.events import InlineRecords, JobStatus, TenantTier
+from settler_streams.services import TenantService, hash_password
 from settler_streams.settings import Settings
 from settler_streams.topology import full_name
 
@@ -39,18 +41,22 @@ ALL_S_MAX = ANSWER_S_MAX + 5.0
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many jobs are sent one after the other, at once to learn the capacity, and for how long at half of that."""
+    """How many jobs are sent one after the other, how often a tenant is changed then, how many jobs are sent at once to
+    learn the capacity, and for how long at half of that."""
 
     idle_jobs: int = 80
+    tenant_changes: int = 50
     burst_jobs: int = 200
     half_load_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Every job, the jobs per second that the system finished in a burst, and the medians of the hops."""
+    """Every job, what each change of a tenant took, the jobs per second that the system finished in a burst, and the
+    medians of the hops."""
 
     idle: Sequence[Seen]
+    tenant_changes_ms: Sequence[float]
     half_load: Sequence[Seen]
     capacity_per_s: float
     idle_hops_ms: Mapping[str, float]
@@ -73,15 +79,15 @@ async def measure(ground: Ground, sizes: Sizes) -> Latencies:
     async with clients[0]:
         await _one_by_one(clients, WARM_UP_JOBS)
         idle = await _one_by_one(clients, sizes.idle_jobs)
+        changes_ms = await _changes(settings, sizes.tenant_changes)
         capacity = await _burst(clients, sizes.burst_jobs)
         half_load = await _paced(clients, capacity / 2, sizes.half_load_s)
     hops = [await medians_ms(settings, jobs) for jobs in (idle, half_load)]
-    return Latencies(idle, half_load, capacity, *hops)
+    return Latencies(idle, changes_ms, half_load, capacity, *hops)
 
 
-def percentiles(jobs: Sequence[Seen]) -> dict[str, float]:
-    """The median latency and the 99th percentile, in milliseconds."""
-    values_ms = [job.latency_ms for job in jobs]
+def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
+    """The median and the 99th percentile."""
     cuts = statistics.quantiles(values_ms, n=100, method="inclusive")
     return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
 
@@ -119,6 +125,21 @@ async def _one_by_one(clients: Sequence[SettlerClient], jobs: int) -> list[Seen]
         spent.append(await _job(clients[number % len(clients)]))
         await asyncio.sleep(drawn.uniform(*IDLE_PAUSE_S))
     return spent
+
+
+async def _changes(settings: Settings, changes: int) -> list[float]:
+    """Milliseconds from a new tier, asked for, to admission's word that its state has it."""
+    took_ms = []
+    async with TenantService.connect(settings) as service:
+        password_hash = await hash_password(secrets.token_urlsafe())
+        created = await service.create_tenant(
+            name="Changing", slug="changing", owner_email="owner@example.com", owner_password_hash=password_hash
+        )
+        for number in range(changes):
+            began_s = time.perf_counter()
+            await service.change_tier(created.tenant.id, (TenantTier.SCALE, TenantTier.GROWTH)[number % 2])
+            took_ms.append((time.perf_counter() - began_s) * 1e3)
+    return took_ms
 
 
 async def _burst(clients: Sequence[SettlerClient], jobs: int) -> float:

@@ -31,8 +31,9 @@ def document(figures: Figures) -> dict[str, Any]:
         found["recovery_keys_per_s"] = round(figures.recovery.keys_per_s)
         found["recovery_cpu_us_per_key"] = round(figures.recovery.cpu_s / figures.recovery.keys * 1e6, 2)
     if figures.latency is not None:
-        found["latency_idle_ms"] = percentiles(figures.latency.idle)
-        found["latency_half_load_ms"] = percentiles(figures.latency.half_load)
+        found["latency_idle_ms"] = percentiles([job.latency_ms for job in figures.latency.idle])
+        found["latency_half_load_ms"] = percentiles([job.latency_ms for job in figures.latency.half_load])
+        found["tenant_change_ms"] = percentiles(figures.latency.tenant_changes_ms)
         found["latency_idle_hops_ms"] = figures.latency.idle_hops_ms
         found["latency_half_load_hops_ms"] = figures.latency.half_load_hops_ms
         found["latency_jobs_per_s_at_full_load"] = round(figures.latency.capacity_per_s, 1)
@@ -79,6 +80,11 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             times = found[key]
             hops = ", ".join(f"{hop} {ms:g}" for hop, ms in found[key.replace("_ms", "_hops_ms")].items())
             table.append((f"(e) request to result, {when}", f"p50 {times['p50']} ms, p99 {times['p99']} ms", hops))
+    if "tenant_change_ms" in found:
+        times = found["tenant_change_ms"]
+        table.append(
+            ("a tenant's change in admission's state", f"p50 {times['p50']} ms, p99 {times['p99']} ms", "idle")
+        )
     if "recorder_rows_per_s" in found:
         table.append(("(f) recorder into PostgreSQL", f"{found['recorder_rows_per_s']:,} rows/s", "under RLS"))
     for name, cost in found.get("row_security", {}).items():

@@ -46,8 +46,11 @@ transaction.state.log.num.partitions=8
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
-# After a crash the node waits until its former registration has lapsed. With less than this, Kafka's default, a node
-# that starts on a busy machine loses its leaderships again while it still loads what belongs to them.
+# After a crash the node takes up its leaderships, loses them once its former registration has lapsed, and gets them
+# anew. A group coordinator that still loads then is taken for loaded when it is not (docs/guarantees.md, "Under
+# faults"): so loading is kept short, by segments small enough to be compacted, and the lapse late.
+offsets.topic.segment.bytes=1048576
+transaction.state.log.segment.bytes=1048576
 broker.session.timeout.ms=9000
 broker.heartbeat.interval.ms=500
 # The cleaner allocates this at its start: 16 MiB hold 700,000 keys a pass; the default is a sixth of the heap.
