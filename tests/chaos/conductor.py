@@ -210,7 +210,8 @@ class Conductor:
 
     async def _points_left(self) -> int:
         members = self._armed_members()
-        waiting = [m for m in members if m.armed is not None and m.process is not None and not self._met(m)]
+        # While a member starts, its process is still the one before, which may have met the point that it was given.
+        waiting = [m for m in members if m.armed is not None and not (m.running and self._met(m))]
         return len(waiting) + sum(len(member.arms) for member in members)
 
     def _armed_members(self) -> list[Member]:
