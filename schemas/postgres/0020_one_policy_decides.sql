@@ -2,8 +2,8 @@
 --
 -- A restrictive policy decides, alone: it is AND-ed to whatever permissive ones there are, so that a careless later one
 -- widens nothing. PostgreSQL shows no row at all without a permissive one; that one says nothing. It used to compare
--- the same two values once more: an upsert checks every policy six times for a row, and a recorder's batch took a tenth
--- longer for it. What the second comparison was good for, the first one being dropped, is looked for instead where a
+-- the same two values once more, and an upsert checks every policy up to six times for a row: a third of what row-level
+-- security cost it. What the second comparison was good for, the first one being dropped, is looked for instead where a
 -- service opens its connections, and with it what no second comparison helps against: row-level security switched off.
 --
 -- What is written is compared with the setting itself, like what is seen (0018): a sub-select costs a statement more

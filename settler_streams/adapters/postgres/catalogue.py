@@ -48,7 +48,7 @@ _RULES: Final[dict[str, str]] = {
     """,
     "every policy asks for a context": """
     SELECT polrelid::regclass || '.' || polname FROM pg_policy
-    WHERE polname <> 'tenant_rows'
+    WHERE NOT (polname = 'tenant_rows' AND polrelid IN (SELECT oid FROM tenant_tables))
       AND coalesce(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)) NOT LIKE '%app.tenant_id%'
     """,
     "positions belong to the platform alone": """
@@ -263,7 +263,8 @@ async def violations(
 
     Args:
         connection: any role may ask; the catalogue hides nothing that the rules need.
-        essential: ask only what holds in every version's schema: whether row-level security is on, and decides.
+        essential: ask only what holds in every version's schema: whether row-level security is on and forced, and
+            restrictive policies that name the context bind every command.
     """
     asked = _ESSENTIAL_RULES if essential else _ALL_RULES
     return [f"{rule}: {name}; {_REMEDIES[rule]}" for rule, name in await connection.fetch(asked)]

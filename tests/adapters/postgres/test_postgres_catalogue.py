@@ -67,6 +67,18 @@ async def test_a_protected_new_table_is_accepted(owner):
         ),
         ("CREATE POLICY extra ON jobs USING (true)", "every policy asks for a context: jobs.extra"),
         (
+            "CREATE POLICY tenant_rows ON stream_positions USING (true)",
+            "every policy asks for a context: stream_positions.tenant_rows",
+        ),
+        (
+            "ALTER POLICY tenant_rows_only ON jobs USING (current_setting('app.tenant_id', true) <> '')",
+            "a tenant's policy says that and nothing more: jobs.tenant_rows_only",
+        ),
+        (
+            "ALTER POLICY tenant_rows ON outbox USING (true)",
+            "a tenant's policy says that and nothing more: outbox.tenant_rows",
+        ),
+        (
             "CREATE POLICY extra ON jobs USING (current_setting('app.tenant_id') <> '')",
             "only feature_flags, the relay and the courier widen: jobs.extra",
         ),
