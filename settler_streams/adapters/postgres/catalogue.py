@@ -47,8 +47,10 @@ _RULES: Final[dict[str, str]] = {
         AND (command IN ('r', 'd') OR pg_get_expr(p.polwithcheck, t.oid) LIKE '%app.tenant_id%'))
     """,
     "every policy asks for a context": """
-    SELECT polrelid::regclass || '.' || polname FROM pg_policy
-    WHERE NOT (polname = 'tenant_rows' AND polrelid IN (SELECT oid FROM tenant_tables))
+    SELECT polrelid::regclass || '.' || polname FROM pg_policy p
+    WHERE NOT (polname = 'tenant_rows' AND EXISTS (
+        SELECT FROM pg_policy o
+        WHERE o.polrelid = p.polrelid AND o.polname = 'tenant_rows_only' AND NOT o.polpermissive))
       AND coalesce(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)) NOT LIKE '%app.tenant_id%'
     """,
     "positions belong to the platform alone": """
