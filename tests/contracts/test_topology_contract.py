@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import uuid
 
@@ -184,6 +185,15 @@ def test_ids_of_producers_are_uuid7_and_sort_by_time() -> None:
         assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
         assert str(parsed) == made
     assert uuid.UUID(ids[0]).int >> 80 == 1_772_357_400_250
+
+
+def test_ids_of_one_millisecond_ascend_and_cannot_be_guessed() -> None:
+    ids = [uuid.UUID(uuid7(1_772_357_400_250)) for _ in range(10_000)]
+    assert ids == sorted(set(ids))
+    assert {(made.version, made.variant, made.int >> 80) for made in ids} == {(7, uuid.RFC_4122, 1_772_357_400_250)}
+    steps = {later.int - earlier.int for earlier, later in itertools.pairwise(ids)}
+    assert len(steps) > 9_990
+    assert uuid.UUID(uuid7(1_772_357_400_249)).int >> 80 == 1_772_357_400_249, "the time is the caller's"
 
 
 def test_a_state_value_starts_with_its_format() -> None:

@@ -1,13 +1,15 @@
 """What row-level security costs: the gateway's and the recorder's own statements, on the same rows with it and without.
 
-Two databases hold the same rows of 10,000 tenants. In one of them row-level security is switched off on every table;
-all else, policies included, is the same. The statements run in turn on both, for the same tenant, so that what disturbs
-one moment disturbs both alike. Of the gateway's statements each is timed alone, inside its transaction; of the recorder
-the whole transaction of a batch, as it runs it: context, position, rows, commit.
+A database holds the rows of 10,000 tenants. Two logins with the same grants use it, the services' own and one with
+BYPASSRLS, for whom PostgreSQL leaves the policies out of its plans; rows, indexes and pages are the same. The
+statements run as both in turn, for the same tenant, so that what disturbs one moment disturbs both alike. Of the
+gateway's statements each is timed alone, inside its transaction; of the recorder the whole transaction of a batch, as
+it runs it: context, position, rows, commit.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
@@ -16,10 +18,11 @@ import statistics
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from settler_streams.adapters.postgres import projection
+from settler_streams.adapters.postgres import projection, roles
 from settler_streams.adapters.postgres.effects import Execution, JobDecision, JobResult
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
@@ -34,8 +37,9 @@ if TYPE_CHECKING:
     from settler_streams.adapters.postgres.roles import Connection
 
 BLOCKS = 10
-"""The runs are timed in blocks, and a figure is the median of the blocks': a pause of the machine falls into one."""
+"""The runs are timed in blocks, each on new connections: what one process of the server has by chance is in one."""
 WARM_UP_RUNS = 20
+"""Of each block; PostgreSQL plans a prepared statement five times before it keeps the plan."""
 BATCH_TENANTS = 50
 """Tenants of one batch of the recorder, which has two records of each of them."""
 RECORDS = 2
@@ -45,7 +49,7 @@ KEY_HASH = b"\x01" * 32
 
 
 class Sizes(NamedTuple):
-    """Tenants in each database, and runs of each statement on each."""
+    """Tenants in the database, and runs of each statement as each login."""
 
     tenants: int = 10_000
     runs: int = 2_000
@@ -114,28 +118,55 @@ INSERT INTO unmatched (tenant_id, job_id, attempt, row_no, side, record_no, reas
 SELECT tenant, job, 1, r, 'left', r, 'missing' FROM bench_jobs, generate_series(1, 5) AS r;
 """
 
-Run = Callable[[TenantConnectionPool, int, int], Awaitable[float]]
-"""Runs a statement for a tenant and the number of the run; returns the seconds that it took."""
+Run = Callable[[TenantConnectionPool, int, int, int], Awaitable[float]]
+"""Runs a statement as one of the two logins (0, 1), for a tenant, with the number of the run; returns the seconds."""
+Opener = Callable[[], Awaitable[TenantConnectionPool]]
+"""Connects as one of the two logins."""
 
 
 async def measure(settings: Settings, sizes: Sizes) -> Mapping[str, Cost]:
     """What row-level security costs each statement.
 
     Args:
-        settings: of a server; two databases are made on it, and stay with it.
+        settings: of a server, whose owner is a superuser; a database is made on it, and stays with it.
         sizes: how much is measured.
     """
     drawn = random.Random(SEED)  # noqa: S311 - repeatable, not secret
-    async with filled(settings, "secured", sizes.tenants) as secured, filled(settings, "open", sizes.tenants) as opened:
-        async with owner_connection(database(settings, "open")) as owner:
-            await _switch(owner, "DISABLE")
+    async with filled(settings, "secured", sizes.tenants), _unbound(database(settings, "secured")) as unbound:
+        logins = (partial(TenantConnectionPool.open, database(settings, "secured")), unbound)
         runs = {name: _read(*read) for name, read in READS.items()}
         runs |= {f"{RECORDER}: {topic}": _record(sizes.tenants, topic, of) for topic, of in WRITES.items()}
-        return {name: await _compare(secured, opened, run, sizes, drawn) for name, run in runs.items()}
+        gc.disable()  # as timeit does: it would stop the clock of whichever statement is under way
+        try:
+            return {name: await _compare(logins, run, sizes, drawn) for name, run in runs.items()}
+        finally:
+            gc.enable()
+
+
+@asynccontextmanager
+async def _unbound(settings: Settings) -> AsyncIterator[Opener]:
+    """A login beside the services' own that no policy binds, for as long as this takes.
+
+    Its pool is the services' own too. That refuses a login with BYPASSRLS, which is given once it is connected.
+    """
+    login = settings.model_copy(update={"db_app_user": f"{settings.db_app_user}_unbound"})
+
+    async def connect() -> TenantConnectionPool:
+        await roles.execute_formatted(owner, "ALTER ROLE %I NOBYPASSRLS", login.db_app_user)
+        pool = await TenantConnectionPool.open(login)
+        await roles.execute_formatted(owner, "ALTER ROLE %I BYPASSRLS", login.db_app_user)
+        return pool
+
+    async with owner_connection(settings) as owner:
+        await roles.create_roles(owner, login)
+        try:
+            yield connect
+        finally:
+            await roles.execute_formatted(owner, "DROP ROLE %I", login.db_app_user)
 
 
 def database(settings: Settings, name: str) -> Settings:
-    """The settings of one of the two databases."""
+    """The settings of a database beside the deployment's."""
     return settings.model_copy(update={"db_name": f"{settings.db_name}_{name}"})
 
 
@@ -167,7 +198,7 @@ async def _switch(owner: Connection, how: str) -> None:
 
 
 def _read(query: str, arguments: Arguments) -> Run:
-    async def run(pool: TenantConnectionPool, number: int, which: int) -> float:
+    async def run(pool: TenantConnectionPool, _login: int, number: int, which: int) -> float:
         async with pool.tenant(tenant(number), read_only=True) as tx:
             given = arguments(tenant(number), job(number, which % JOBS))
             began_s = time.perf_counter()
@@ -184,16 +215,16 @@ def _record(tenants: int, topic: str, effects: Callable[[TenantId, str, int], pr
     """A batch of the recorder: records of some tenants, ``effects`` of each, and the position behind them."""
     topic_id = str(_uuid(topic))
 
-    async def run(pool: TenantConnectionPool, _number: int, which: int) -> float:
+    async def run(pool: TenantConnectionPool, login: int, _number: int, which: int) -> float:
         chosen = random.Random(which).sample(range(tenants), BATCH_TENANTS)  # noqa: S311 - repeatable, not secret
-        first = which * BATCH_TENANTS * RECORDS
+        first, consumer = which * BATCH_TENANTS * RECORDS, f"{RECORDER} {login}"
         records = [
-            effects(tenant(number), str(_uuid(f"job {first + at}")), first + at)
+            effects(tenant(number), str(_uuid(f"job {login} {first + at}")), first + at)
             for at, number in enumerate(chosen * RECORDS)
         ]
-        move = projection.PositionMove(RECORDER, topic_id, topic, 0, first, first + len(records))
+        move = projection.PositionMove(consumer, topic_id, topic, 0, first, first + len(records))
         if not which:
-            await projection.init_position(pool, RECORDER, topic_id, topic, 0)
+            await projection.init_position(pool, consumer, topic_id, topic, 0)
         began_s = time.perf_counter()
         await projection.write_batch(pool, move, records)
         return time.perf_counter() - began_s
@@ -244,26 +275,23 @@ WRITES = {"job-decisions": _decision, "job-results": _result}
 """What the recorder makes of a record, by topic; in this order, since a result changes the row of a decision."""
 
 
-async def _compare(
-    secured: TenantConnectionPool, opened: TenantConnectionPool, run: Run, sizes: Sizes, drawn: random.Random
-) -> Cost:
-    """The statement on both in turn, each first as often as the other."""
-    for which in range(WARM_UP_RUNS):
-        for pool in (secured, opened):
-            await run(pool, which % sizes.tenants, which)
-    p50, p95, ratio = [], [], []
-    counted = itertools.count(WARM_UP_RUNS)
+async def _compare(logins: tuple[Opener, Opener], run: Run, sizes: Sizes, drawn: random.Random) -> Cost:
+    """The statement as both logins in turn, each first as often as the other; the policies bind the first one."""
+    times: tuple[list[float], list[float]] = ([], [])
+    counted = itertools.count()
     for _ in range(BLOCKS):
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(max(2, sizes.runs // BLOCKS)):
-            number, which = drawn.randrange(sizes.tenants), next(counted)
-            for turn in ((0, 1), (1, 0))[which % 2]:
-                times[turn].append(await run((secured, opened)[turn], number, which))
-        mine, other = (statistics.quantiles(each, n=20)[-1] for each in times)
-        p50.append(statistics.median(times[0]))
-        p95.append(mine)
-        ratio.append(mine / other)
-    return Cost(statistics.median(p50) * 1e3, statistics.median(p95) * 1e3, statistics.median(ratio))
+        async with AsyncExitStack() as opened:
+            pools = [await connect() for connect in logins]
+            for pool in pools:
+                opened.push_async_callback(pool.close)
+            for timed in [False] * WARM_UP_RUNS + [True] * max(2, sizes.runs // BLOCKS):
+                number, which = drawn.randrange(sizes.tenants), next(counted)
+                for login in ((0, 1), (1, 0))[which % 2]:
+                    seconds = await run(pools[login], login, number, which)
+                    if timed:
+                        times[login].append(seconds)
+    p95, without = (statistics.quantiles(each, n=20)[-1] for each in times)
+    return Cost(statistics.median(times[0]) * 1e3, p95 * 1e3, p95 / without)
 
 
 async def plan(tx: Transaction, query: str, arguments: tuple[object, ...]) -> list[dict[str, Any]]:
