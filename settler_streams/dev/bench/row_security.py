@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from settler_streams.adapters.postgres.roles import Connection
 
 BLOCKS = 10
-"""The runs are timed in blocks, each on new connections: what one process of the server has by chance is in one."""
+"""The runs are timed in blocks, each on new connections, and a figure is the median of the blocks': what one process of
+the server has by chance, and a pause of the machine, fall into one."""
 WARM_UP_RUNS = 20
 """Of each block; PostgreSQL plans a prepared statement five times before it keeps the plan."""
 BATCH_TENANTS = 50
@@ -277,9 +278,10 @@ WRITES = {"job-decisions": _decision, "job-results": _result}
 
 async def _compare(logins: tuple[Opener, Opener], run: Run, sizes: Sizes, drawn: random.Random) -> Cost:
     """The statement as both logins in turn, each first as often as the other; the policies bind the first one."""
-    times: tuple[list[float], list[float]] = ([], [])
+    p50, p95, ratio = [], [], []
     counted = itertools.count()
     for _ in range(BLOCKS):
+        times: tuple[list[float], list[float]] = ([], [])
         async with AsyncExitStack() as opened:
             pools = [await connect() for connect in logins]
             for pool in pools:
@@ -290,8 +292,11 @@ async def _compare(logins: tuple[Opener, Opener], run: Run, sizes: Sizes, drawn:
                     seconds = await run(pools[login], login, number, which)
                     if timed:
                         times[login].append(seconds)
-    p95, without = (statistics.quantiles(each, n=20)[-1] for each in times)
-    return Cost(statistics.median(times[0]) * 1e3, p95 * 1e3, p95 / without)
+        mine, without = (statistics.quantiles(each, n=20)[-1] for each in times)
+        p50.append(statistics.median(times[0]))
+        p95.append(mine)
+        ratio.append(mine / without)
+    return Cost(statistics.median(p50) * 1e3, statistics.median(p95) * 1e3, statistics.median(ratio))
 
 
 async def plan(tx: Transaction, query: str, arguments: tuple[object, ...]) -> list[dict[str, Any]]:
