@@ -32,8 +32,8 @@ class _Uuid7:
 def uuid7(now_ms: int) -> str:
     """A UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then 74 random bits.
 
-    What one thread makes within one millisecond ascends (section 6.2, method 2: each is a random step of up to 56 bits
-    above the last), so that rows sorted by their ids are in the order in which they were made.
+    What one thread makes in a row for one millisecond ascends (section 6.2, method 2: each is a random step of up to 56
+    bits above the last), so that rows sorted by their ids are in the order in which they were made.
     """
     if _Uuid7.last >> 74 == now_ms:
         made = _Uuid7.last + 1 + secrets.randbits(56)

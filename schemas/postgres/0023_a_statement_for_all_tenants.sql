@@ -1,4 +1,5 @@
 -- A batch in a statement for each kind of row, not one for each tenant: preparing a statement costs more than its rows.
+-- For tables whose policies compare with the setting itself (0021); a sub-select would be the first row's context for all.
 --
 -- Each row is still written in its own tenant's context: the value of its tenant column is the context that was set for
 -- it. PostgreSQL makes a row, checks it against the policies and writes it before it makes the next one. Were it
@@ -16,7 +17,7 @@ END;
 
 DROP FUNCTION project_job_decisions(uuid, jsonb), project_job_results(uuid, jsonb), project_executions(uuid, jsonb),
     project_usage(uuid, jsonb), project_quota_usage(uuid, jsonb), project_signals(uuid, jsonb),
-    project_flags(uuid, jsonb), project_audit_entries(uuid, jsonb), project_dead_letters(uuid, jsonb);
+    project_audit_entries(uuid, jsonb), project_dead_letters(uuid, jsonb);
 
 -- As before in all else: the newest effect of a key in the batch, if it is newer than what is stored; row by row in one
 -- order, so that two recorders meet their row locks in the same one.
@@ -149,29 +150,6 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION project_flags(batch jsonb) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    INSERT INTO feature_flags AS stored (tenant_id, flag, scope, user_id, enabled, killed, definition, removed,
-                                         changed_by, changed_at, source_version)
-    SELECT in_context_of(e.tenant), e.flag, e.scope, e.user_id, e.enabled, e.killed, e.definition, e.removed,
-           e.changed_by, instant(e.changed_at_ms), e.source_version
-    FROM (
-        SELECT DISTINCT ON (b.tenant, e.flag, e.scope, e.user_id) b.tenant, e.*
-        FROM by_tenant(batch, 'flag') AS b, jsonb_to_recordset(b.effects) AS e (
-            flag text, scope text, user_id text, enabled boolean, killed boolean, definition jsonb, removed boolean,
-            changed_by text, changed_at_ms bigint, source_version bigint)
-        ORDER BY b.tenant, e.flag, e.scope, e.user_id, e.source_version DESC
-    ) AS e
-    ON CONFLICT (tenant_id, flag, scope, user_id) DO UPDATE
-    SET enabled = excluded.enabled, killed = excluded.killed, definition = excluded.definition,
-        removed = excluded.removed, changed_by = excluded.changed_by, changed_at = excluded.changed_at,
-        source_version = excluded.source_version
-    WHERE excluded.source_version > stored.source_version;
-END
-$$;
-
 CREATE FUNCTION project_audit_entries(batch jsonb) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -247,9 +225,14 @@ BEGIN
         IF 'usage' = ANY (kinds) THEN PERFORM project_usage(parts[i]); END IF;
         IF 'quota_usage' = ANY (kinds) THEN PERFORM project_quota_usage(parts[i]); END IF;
         IF 'signal' = ANY (kinds) THEN PERFORM project_signals(parts[i]); END IF;
-        IF 'flag' = ANY (kinds) THEN PERFORM project_flags(parts[i]); END IF;
         IF 'audit_entry' = ANY (kinds) THEN PERFORM project_audit_entries(parts[i]); END IF;
         IF 'dead_letter' = ANY (kinds) THEN PERFORM project_dead_letters(parts[i]); END IF;
+        -- Flags' policies read the context once a statement (0005), and webhooks' queues are looked at tenant by tenant.
+        IF 'flag' = ANY (kinds) THEN
+            FOR effects_of IN SELECT * FROM by_tenant(parts[i], 'flag') WHERE effects IS NOT NULL ORDER BY tenant LOOP
+                PERFORM project_flags(in_context_of(effects_of.tenant), effects_of.effects);
+            END LOOP;
+        END IF;
         IF 'webhook_event' = ANY (kinds) THEN
             FOR effects_of IN
                 SELECT * FROM by_tenant(parts[i], 'webhook_event') WHERE effects IS NOT NULL ORDER BY tenant
@@ -266,6 +249,6 @@ $$;
 GRANT EXECUTE ON FUNCTION
     in_context_of(uuid), by_tenant(jsonb, text),
     project_job_decisions(jsonb), project_job_results(jsonb), project_executions(jsonb), project_usage(jsonb),
-    project_quota_usage(jsonb), project_signals(jsonb), project_flags(jsonb), project_audit_entries(jsonb),
+    project_quota_usage(jsonb), project_signals(jsonb), project_audit_entries(jsonb),
     project_dead_letters(jsonb)
 TO settler_services;

@@ -1,6 +1,6 @@
 -- Undoes 0023: the functions as 0008 and 0022 have them.
 DROP FUNCTION project_job_decisions(jsonb), project_job_results(jsonb), project_executions(jsonb), project_usage(jsonb),
-    project_quota_usage(jsonb), project_signals(jsonb), project_flags(jsonb), project_audit_entries(jsonb),
+    project_quota_usage(jsonb), project_signals(jsonb), project_audit_entries(jsonb),
     project_dead_letters(jsonb);
 
 CREATE FUNCTION project_job_decisions(tenant uuid, effects jsonb) RETURNS void
@@ -115,27 +115,6 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION project_flags(tenant uuid, effects jsonb) RETURNS void
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    INSERT INTO feature_flags AS stored (tenant_id, flag, scope, user_id, enabled, killed, definition, removed,
-                                         changed_by, changed_at, source_version)
-    SELECT DISTINCT ON (e.flag, e.scope, e.user_id)
-           tenant, e.flag, e.scope, e.user_id, e.enabled, e.killed, e.definition, e.removed,
-           e.changed_by, instant(e.changed_at_ms), e.source_version
-    FROM jsonb_to_recordset(effects) AS e (
-        flag text, scope text, user_id text, enabled boolean, killed boolean, definition jsonb, removed boolean,
-        changed_by text, changed_at_ms bigint, source_version bigint)
-    ORDER BY e.flag, e.scope, e.user_id, e.source_version DESC
-    ON CONFLICT (tenant_id, flag, scope, user_id) DO UPDATE
-    SET enabled = excluded.enabled, killed = excluded.killed, definition = excluded.definition,
-        removed = excluded.removed, changed_by = excluded.changed_by, changed_at = excluded.changed_at,
-        source_version = excluded.source_version
-    WHERE excluded.source_version > stored.source_version;
-END
-$$;
-
 CREATE FUNCTION project_audit_entries(tenant uuid, effects jsonb) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -212,6 +191,6 @@ $$;
 GRANT EXECUTE ON FUNCTION
     project_job_decisions(uuid, jsonb), project_job_results(uuid, jsonb), project_executions(uuid, jsonb),
     project_usage(uuid, jsonb), project_quota_usage(uuid, jsonb), project_signals(uuid, jsonb),
-    project_flags(uuid, jsonb), project_audit_entries(uuid, jsonb), project_dead_letters(uuid, jsonb)
+    project_audit_entries(uuid, jsonb), project_dead_letters(uuid, jsonb)
 TO settler_services;
 DROP FUNCTION by_tenant(jsonb, text), in_context_of(uuid);

@@ -94,10 +94,8 @@ async def job(pool, tenant_id, job_id):
         return await tx.fetchrow("SELECT * FROM jobs WHERE tenant_id = $1 AND job_id = $2", tenant_id, job_id)
 
 
-async def test_every_kind_reaches_its_table(pool, log):
-    tenant_id, job_id = TenantId(new_id()), new_id()
-    user, entry, signal = new_id(), new_id(), new_id()
-    await log.write(
+def one_of_each(tenant_id, job_id, user, entry, signal):
+    return (
         decision(
             tenant_id, job_id, 4, decision="rejected", reason="quota", current_usage=9, limit_value=9, retry_after_ms=50
         ),
@@ -124,6 +122,12 @@ async def test_every_kind_reaches_its_table(pool, log):
             before={"a": 1}, after={"a": 2}, request_id="r1",
         ),
     )  # fmt: skip
+
+
+async def test_every_kind_reaches_its_table(pool, log):
+    tenant_id, job_id = TenantId(new_id()), new_id()
+    user, entry, signal = new_id(), new_id(), new_id()
+    await log.write(*one_of_each(tenant_id, job_id, user, entry, signal))
     expected = {
         "jobs": {
             "kind": "reconcile", "priority": "normal", "decision": "rejected", "reason": "quota", "current_usage": 9,
@@ -166,6 +170,21 @@ async def test_a_batch_of_many_tenants_stays_with_each_of_them(pool, log):
     for i, tenant_id in enumerate(tenants):
         async with pool.tenant(TenantId(tenant_id)) as tx:
             assert [row[0] for row in await tx.fetch("SELECT quantity FROM tenant_usage")] == [i]
+
+
+@pytest.mark.parametrize("kind", range(8))
+async def test_a_batch_has_each_kind_of_several_tenants(pool, log, kind):
+    tenants = [TenantId(new_id()) for _ in range(3)]
+    effects = [one_of_each(tenant_id, *(new_id() for _ in range(4)))[kind] for tenant_id in tenants]
+    await log.write(*effects)
+    table = {
+        "job_decision": "jobs", "job_result": "jobs", "execution": "executions", "usage": "tenant_usage",
+        "quota_usage": "tenant_quota_usage", "signal": "tenant_signals", "flag": "feature_flags",
+        "audit_entry": "audit_logs",
+    }[effects[0].KIND]  # fmt: skip
+    for tenant_id in tenants:
+        async with pool.tenant(tenant_id) as tx:
+            assert await tx.fetchval(f"SELECT count(*) FROM {table} WHERE tenant_id = $1", tenant_id) == 1
 
 
 _ROWS_OF_CONTEXTS = """
