@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -42,6 +43,13 @@ from settler_streams.dev.bench.run import PARTS, Figures, Part, Sizes, run
     default=None,
     help="Measure this instead: the memory of a worker over as many requests.",
 )
+@flag(
+    "--row-security-runs",
+    env="SETTLER_BENCH_ROW_SECURITY_RUNS",
+    type=click.IntRange(100, 1_000_000),
+    default=Sizes().row_security.runs,
+    help="Runs of each statement with and without row-level security.",
+)
 @state_dir_flag()
 @json_flag()
 def bench(
@@ -50,6 +58,7 @@ def bench(
     rounds: int,
     requests: int,
     events: int | None,
+    row_security_runs: int,
     state_dir: Path,
     as_json: bool,
 ) -> None:
@@ -60,6 +69,7 @@ def bench(
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it warns while it retries; topics have just been made
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so the services are deleted
     sizes = Sizes(requests=requests, rounds=rounds, long_events=events or 0)
+    sizes = replace(sizes, row_security=sizes.row_security._replace(runs=row_security_runs))
     chosen = cast("tuple[Part, ...]", ("long",) if events else parts)
 
     async def work() -> Figures:

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import random
+import secrets
 import statistics
 import time
 import uuid
@@ -21,6 +22,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import SecretStr
 
 from settler_streams.adapters.postgres import projection, roles
 from settler_streams.adapters.postgres.effects import Execution, JobDecision, JobResult
@@ -90,6 +93,8 @@ READS: dict[str, tuple[str, Arguments]] = {
     "verdicts": (queries.CURRENT_VERDICTS, lambda tenant_id, _job: (tenant_id,)),
 }
 RECORDER = "recorder"
+CONTROL = "control"
+"""A job read as the bound login both times: what this measurement tells of no difference at all."""
 
 _SET_TENANTS = "SELECT set_config('bench.tenants', $1, true)"
 _FILL = """
@@ -134,12 +139,13 @@ async def measure(settings: Settings, sizes: Sizes) -> Mapping[str, Cost]:
     """
     drawn = random.Random(SEED)  # noqa: S311 - repeatable, not secret
     async with filled(settings, "secured", sizes.tenants), _unbound(database(settings, "secured")) as unbound:
-        logins = (partial(TenantConnectionPool.open, database(settings, "secured")), unbound)
+        bound = partial(TenantConnectionPool.open, database(settings, "secured"))
         runs = {name: _read(*read) for name, read in READS.items()}
         runs |= {f"{RECORDER}: {topic}": _record(sizes.tenants, topic, of) for topic, of in WRITES.items()}
         gc.disable()  # as timeit does: it would stop the clock of whichever statement is under way
         try:
-            return {name: await _compare(logins, run, sizes, drawn) for name, run in runs.items()}
+            costs = {name: await _compare((bound, unbound), run, sizes, drawn) for name, run in runs.items()}
+            return costs | {CONTROL: await _compare((bound, bound), runs["job"], sizes, drawn)}
         finally:
             gc.enable()
 
@@ -148,9 +154,11 @@ async def measure(settings: Settings, sizes: Sizes) -> Mapping[str, Cost]:
 async def _unbound(settings: Settings) -> AsyncIterator[Opener]:
     """A login beside the services' own that no policy binds, for as long as this takes.
 
-    Its pool is the services' own too. That refuses a login with BYPASSRLS, which is given once it is connected.
+    Its pool is the services' own too. That refuses a login with BYPASSRLS, which is given once it is connected. Nobody
+    else knows its password, should the run be killed before it is dropped.
     """
-    login = settings.model_copy(update={"db_app_user": f"{settings.db_app_user}_unbound"})
+    secret = {"db_app_user": f"{settings.db_app_user}_unbound", "db_app_password": SecretStr(secrets.token_urlsafe())}
+    login = settings.model_copy(update=secret)
 
     async def connect() -> TenantConnectionPool:
         await roles.execute_formatted(owner, "ALTER ROLE %I NOBYPASSRLS", login.db_app_user)

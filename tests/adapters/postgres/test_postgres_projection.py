@@ -8,7 +8,6 @@ import json
 import secrets
 import uuid
 
-import asyncpg
 import pytest
 
 from settler_streams.adapters.postgres.effects import (
@@ -170,43 +169,6 @@ async def test_a_batch_of_many_tenants_stays_with_each_of_them(pool, log):
     for i, tenant_id in enumerate(tenants):
         async with pool.tenant(TenantId(tenant_id)) as tx:
             assert [row[0] for row in await tx.fetch("SELECT quantity FROM tenant_usage")] == [i]
-
-
-@pytest.mark.parametrize("kind", range(8))
-async def test_a_batch_has_each_kind_of_several_tenants(pool, log, kind):
-    tenants = [TenantId(new_id()) for _ in range(3)]
-    effects = [one_of_each(tenant_id, *(new_id() for _ in range(4)))[kind] for tenant_id in tenants]
-    await log.write(*effects)
-    table = {
-        "job_decision": "jobs", "job_result": "jobs", "execution": "executions", "usage": "tenant_usage",
-        "quota_usage": "tenant_quota_usage", "signal": "tenant_signals", "flag": "feature_flags",
-        "audit_entry": "audit_logs",
-    }[effects[0].KIND]  # fmt: skip
-    for tenant_id in tenants:
-        async with pool.tenant(tenant_id) as tx:
-            assert await tx.fetchval(f"SELECT count(*) FROM {table} WHERE tenant_id = $1", tenant_id) == 1
-
-
-_ROWS_OF_CONTEXTS = """
-INSERT INTO tenant_signals (tenant_id, signal_id, kind, resource, signalled_at, source_version)
-SELECT CASE in_context_of(context) WHEN context THEN tenant END, gen_random_uuid(), 'noisy', 'requests', now(), 1
-FROM unnest($1::uuid[], $2::uuid[]) AS row (context, tenant)
-"""
-
-
-@pytest.mark.parametrize("foreign", range(3))
-async def test_each_row_of_a_statement_is_checked_in_the_context_that_was_set_for_it(pool, foreign):
-    contexts = [new_id() for _ in range(3)]
-    async with pool.platform() as tx:
-        await tx.execute(_ROWS_OF_CONTEXTS, contexts, contexts)
-    for tenant_id in contexts:
-        async with pool.tenant(TenantId(tenant_id)) as tx:
-            assert await tx.fetchval("SELECT count(*) FROM tenant_signals") == 1
-    tenants = contexts.copy()
-    tenants[foreign] = contexts[foreign - 1]
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
-        async with pool.platform() as tx:
-            await tx.execute(_ROWS_OF_CONTEXTS, contexts, tenants)
 
 
 async def test_the_platforms_context_returns_after_the_call(pool):
