@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -258,7 +258,8 @@ async def _send(producer: aiokafka.AIOKafkaProducer, dead_letters: str, chunk: S
         sent: list[asyncio.Future[Any]] = []
         try:
             for letter in chunk:
-                sent += await _send_one(producer, dead_letters, letter)
+                for topic, partition, value, headers in _records_of(letter, dead_letters):
+                    sent.append(await producer.send(topic, value, key=letter.key, partition=partition, headers=headers))
         except (KafkaError, IllegalOperation):
             # After a refusal the producer takes nothing more; why, only what it had taken can tell.
             await asyncio.gather(*sent)
@@ -266,19 +267,11 @@ async def _send(producer: aiokafka.AIOKafkaProducer, dead_letters: str, chunk: S
         await asyncio.gather(*sent)  # a transaction commits even when a send in it has failed, so each is awaited
 
 
-async def _send_one(
-    producer: aiokafka.AIOKafkaProducer, dead_letters: str, letter: DeadLetter
-) -> list[asyncio.Future[Any]]:
-    """The record back to where it came from, and the marker that it has been."""
+def _records_of(letter: DeadLetter, dead_letters: str) -> Iterator[tuple[str, int, bytes, list[tuple[str, bytes]]]]:
+    """Topic, partition, value and headers: the record back to where it came from, and the marker that it has been."""
     own = [(name, value) for name, value in letter.headers.items() if not name.startswith("dl-")]
-    headers = [*own, (form.ATTEMPTS, str(letter.attempts).encode())]
-    marker = [(form.REDRIVEN, str(letter.offset).encode())]
-    return [
-        await producer.send(
-            letter.topic, letter.value, key=letter.key, partition=letter.origin_partition, headers=headers
-        ),
-        await producer.send(dead_letters, b"", key=letter.key, partition=letter.partition, headers=marker),
-    ]
+    yield letter.topic, letter.origin_partition, letter.value, [*own, (form.ATTEMPTS, str(letter.attempts).encode())]
+    yield dead_letters, letter.partition, b"", [(form.REDRIVEN, str(letter.offset).encode())]
 
 
 async def _read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -157,21 +158,30 @@ async def test_only_topics_of_the_deployment_are_written_to(settings: Settings, 
         await redrive(settings, Selection(ids=frozenset({made})))
 
 
-async def test_a_later_redrive_takes_over(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = await refuse(settings, b"contested")
+@pytest.mark.parametrize("answered", [False, True], ids=["records-on-their-way", "refused-before-the-marker-is-sent"])
+async def test_a_later_redrive_takes_over(settings: Settings, monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
+    value = b"contested, answered" if answered else b"contested"
+    made = await refuse(settings, value)
     selection = Selection(ids=frozenset({made}))
-    select = dead_letters.select
+    select, sending = dead_letters.select, aiokafka.AIOKafkaProducer.send
+
+    async def send(producer: aiokafka.AIOKafkaProducer, *arguments: Any, **more: Any) -> Any:
+        answer = await sending(producer, *arguments, **more)
+        await asyncio.wait([answer])  # so the producer knows before the next one that it was fenced
+        return answer
 
     async def overtaken(*arguments: Any) -> Any:
         chosen = await select(*arguments)
         monkeypatch.undo()
         assert (await redrive(settings, selection)).sent == [made]
+        if answered:
+            monkeypatch.setattr(aiokafka.AIOKafkaProducer, "send", send)
         return chosen
 
     monkeypatch.setattr(dead_letters, "select", overtaken)
     with pytest.raises(ConflictError, match="another redrive has taken over"):
         await redrive(settings, selection)
-    assert len([record for record in await at_origin(settings) if record.value == b"contested"]) == 1
+    assert len([record for record in await at_origin(settings) if record.value == value]) == 1
 
 
 @pytest.mark.parametrize(("letter_id", "error"), [("3-999999", NotFoundError), ("three", InvalidRequestError)])
