@@ -24,6 +24,7 @@ from settler_streams.dev.stack.postgres import unprivileged_account
 from settler_streams.dev.stack.process import ChildProcess
 from settler_streams.errors import UnavailableError
 from settler_streams.settings import Settings
+from tests.adapters.postgres.test_postgres_batches import *  # noqa: F403
 from tests.adapters.postgres.test_postgres_outbox import *  # noqa: F403
 from tests.adapters.postgres.test_postgres_projection import *  # noqa: F403
 from tests.adapters.postgres.test_postgres_results import *  # noqa: F403
