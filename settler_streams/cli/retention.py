@@ -35,7 +35,12 @@ class Period(click.ParamType):
 
 @click.command()
 @click.argument("tenant")
-@flag("--executions", env="SETTLER_KEEP_EXECUTIONS", type=Period(), help="Finished jobs, with attempts and results.")
+@flag(
+    "--executions",
+    env="SETTLER_KEEP_EXECUTIONS",
+    type=Period(),
+    help="Ended jobs (also rejected ones) and their results.",
+)
 @flag("--usage", env="SETTLER_KEEP_USAGE", type=Period(), help="Usage, and what was signalled about it.")
 @flag("--audit", env="SETTLER_KEEP_AUDIT", type=Period(), help="The audit log; 90 days at least.")
 @state_dir_flag()

@@ -1,4 +1,4 @@
-"""Retention: each tenant says how long its finished work, its usage and its audit log are kept; the rest is deleted.
+"""Retention: each tenant says how long its ended jobs, its usage and its audit log are kept; the rest is deleted.
 
 What may be deleted is decided by the database, row by row (``0013_retention.sql``), whatever this program asks for.
 """
@@ -41,7 +41,8 @@ AUDIT_DAYS_MIN = 90
 
 
 class RetentionKind(enum.StrEnum):
-    """What has a period of its own. Finished jobs go with their attempts and results, usage with its signals."""
+    """What has a period of its own. Ended jobs, the rejected ones among them, go with their attempts and results, usage
+    with its signals."""
 
     EXECUTIONS = "executions"
     USAGE = "usage"

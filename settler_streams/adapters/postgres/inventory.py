@@ -62,7 +62,8 @@ _FACTS: Final[tuple[str, ...]] = (
       AND n.contype IN ('p', 'u', 'f', 'x', 'c')
     """,
     """
-    SELECT 'index ' || pg_get_indexdef(i.indexrelid) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+    SELECT 'index ' || regexp_replace(pg_get_indexdef(i.indexrelid), '\\s+', ' ', 'g')
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
     WHERE c.relnamespace = (TABLE here)
     """,
     """

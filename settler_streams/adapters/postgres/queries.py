@@ -104,18 +104,20 @@ WHERE outbox.tenant_id = sent.tenant_id AND outbox.id = sent.id
 # Retention
 
 ONE_JANITOR: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('settler/retention/' || $1, 0))"
-# The oldest finished jobs past their period, with as many result rows as one transaction may delete; at least one job.
-# A report counts its records, so what a job's deletion costs is known without counting it.
+# The oldest jobs that ended before their period, at least one, with as many result rows as one transaction may delete.
+# A report counts its records, so what a job's deletion costs is known without counting it. The job's end is written as
+# the index jobs_by_end has it (0024_rejected_jobs_end_too.sql).
 DELETE_OLD_JOBS: Final = """
 WITH due AS MATERIALIZED (
-    SELECT job_id, finished_at FROM jobs
-    WHERE tenant_id = $1 AND finished_at < (SELECT kept_since('executions'))
-    ORDER BY finished_at, job_id LIMIT $2
+    SELECT job_id, CASE status WHEN 'rejected' THEN decided_at ELSE finished_at END AS ended_at FROM jobs
+    WHERE tenant_id = $1
+      AND CASE status WHEN 'rejected' THEN decided_at ELSE finished_at END < (SELECT kept_since('executions'))
+    ORDER BY ended_at, job_id LIMIT $2
 ), sized AS (
     SELECT due.job_id, row_number() OVER inorder AS place,
            sum(1 + coalesce((SELECT sum(left_rows + right_rows) FROM reports r
                              WHERE r.tenant_id = $1 AND r.job_id = due.job_id), 0)) OVER inorder AS rows
-    FROM due WINDOW inorder AS (ORDER BY due.finished_at, due.job_id)
+    FROM due WINDOW inorder AS (ORDER BY due.ended_at, due.job_id)
 ), old AS MATERIALIZED (
     SELECT job_id FROM sized WHERE place = 1 OR rows <= $3
 ), m AS (DELETE FROM matches x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id),

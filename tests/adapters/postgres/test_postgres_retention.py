@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import re
 import uuid
 
 import asyncpg
 import pytest
 
+from settler_streams.adapters.postgres import queries
+from settler_streams.dev.bench.row_security import plan
 from settler_streams.errors import InvalidRequestError, NotFoundError
 from settler_streams.ids import PLATFORM, TenantId
 from settler_streams.services import RetentionKind, RetentionService, Swept, retention
@@ -59,6 +62,21 @@ async def add_job(owner, tenant: TenantId, *, ended_days_ago: float | None, rows
                                 right_matched_minor, right_unmatched_minor)
            VALUES ($1, $2, 1, 'EUR', $3::bigint, 2 * $3, $3, $3, 0, 0, 0, $3, $3, 0, 0, 0, 0)""",
         tenant, job, rows,
+    )  # fmt: skip
+    return job
+
+
+async def add_decision(
+    owner, tenant: TenantId, decision: str, *, decided_days_ago: float, ended_days_ago: float | None = None
+) -> uuid.UUID:
+    """A job of which admission alone has told; or that has a result too, as one whose request came again later."""
+    job = uuid.uuid4()
+    ended = None if ended_days_ago is None else days_ago(ended_days_ago)
+    await owner.execute(
+        """INSERT INTO jobs (tenant_id, job_id, decision, decided_at, decision_version, outcome, finished_at,
+                             result_version)
+           VALUES ($1, $2, $3, $4, 1, $5, $6, $7)""",
+        tenant, job, decision, days_ago(decided_days_ago), "failed" if ended else None, ended, 2 if ended else None,
     )  # fmt: skip
     return job
 
@@ -124,6 +142,42 @@ async def test_what_is_past_its_period_goes_with_all_that_belongs_to_it(service,
     left = await counts(owner, tenant)
     assert (left["tenant_usage"], left["tenant_signals"], left["audit_logs"]) == (1, 1, 2), "the change is audited too"
     assert await service.sweep(tenant) == Swept(), "a second sweep finds nothing"
+
+
+async def test_a_rejected_job_is_kept_from_its_decision_on(service, owner, pool, create_tenant):
+    tenant = await create_tenant()
+    await add_decision(owner, tenant, "rejected", decided_days_ago=31)
+    kept = {
+        await add_decision(owner, tenant, "rejected", decided_days_ago=29),
+        await add_decision(owner, tenant, "admitted", decided_days_ago=5_000),  # it has not ended
+        await add_decision(owner, tenant, "rejected", decided_days_ago=31, ended_days_ago=29),
+    }
+    await add_decision(owner, tenant, "rejected", decided_days_ago=29, ended_days_ago=31)
+    await service.change(tenant, {EXECUTIONS: 30})
+    assert await service.sweep(tenant) == Swept(jobs=2)
+    assert {row[0] for row in await owner.fetch("SELECT job_id FROM jobs WHERE tenant_id = $1", tenant)} == kept
+    async with pool.janitor(tenant) as tx:
+        assert await tx.execute("DELETE FROM jobs") == "DELETE 0"
+
+
+async def test_the_sweep_finds_ended_jobs_by_their_index(service, owner, pool, create_tenant):
+    tenant = await create_tenant()
+    await owner.execute(
+        """INSERT INTO jobs (tenant_id, job_id, decision, decided_at, decision_version)
+           SELECT $1, gen_random_uuid(), CASE n % 2 WHEN 0 THEN 'rejected' ELSE 'admitted' END,
+                  now() - make_interval(days => n), 1 FROM generate_series(1, 5000) AS n""",
+        tenant,
+    )
+    await owner.execute("ANALYZE jobs")
+    await service.change(tenant, {EXECUTIONS: 4_899})
+    async with pool.janitor(tenant) as tx:
+        nodes = await plan(tx, queries.DELETE_OLD_JOBS, (tenant, 500, 50_000))
+    assert any(
+        node.get("Index Name") == "jobs_by_end"
+        and {"tenant_id", "decided_at"} <= set(re.findall(r"\w+", node["Index Cond"]))
+        for node in nodes
+    ), nodes
+    assert await service.sweep(tenant) == Swept(jobs=51)
 
 
 async def test_another_tenants_rows_are_not_touched(service, owner, create_tenant):
@@ -204,6 +258,8 @@ async def test_a_tenant_that_does_not_exist_has_no_retention(service):
 async def test_the_janitor_cannot_delete_what_is_not_past_its_period(service, owner, pool, create_tenant, table):
     tenant = await create_tenant()
     await add_job(owner, tenant, ended_days_ago=50)
+    await add_decision(owner, tenant, "rejected", decided_days_ago=50)
+    await add_decision(owner, tenant, "admitted", decided_days_ago=5_000)
     await add_rest(owner, tenant, 50)
     await service.change(tenant, {EXECUTIONS: 51, USAGE: 51, AUDIT: 90})
     before = await counts(owner, tenant)
