@@ -29,7 +29,12 @@ def export(tenant: str, folder: Path, secrets: bool, state_dir: Path, as_json: b
     settings = settings_of(state_dir)
     manifest = asyncio.run(
         exports.export_tenant(
-            settings, tenant_id, folder, secrets=secrets, progress=lambda name: click.echo(name, err=True)
+            settings,
+            tenant_id,
+            folder,
+            secrets=secrets,
+            actor=ACTOR,
+            progress=lambda name: click.echo(name, err=True),
         )
     )
     if as_json:
@@ -60,8 +65,8 @@ def verify_export(folder: Path, as_json: bool) -> None:
 def restore_backup(folder: Path, state_dir: Path, as_json: bool) -> None:
     """Put the tenant of an export with --secrets back, where it is gone: rows and files, under its id.
 
-    `restore` undoes a deletion; this undoes an erasure or a loss. Killed half-way it is run again. Events are not sent
-    anew.
+    `restore` undoes a deletion; this undoes a loss, as of a database. What was erased stays erased. Killed half-way it
+    is run again. Events are not sent anew.
     """
     restored = asyncio.run(
         backups.restore_tenant(

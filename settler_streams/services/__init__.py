@@ -10,6 +10,7 @@ from settler_streams.services.neighbours import NoisyNeighborDetection, NoisyVer
 from settler_streams.services.onboarding import Onboarding, OnboardingService, Step
 from settler_streams.services.outbox_relay import OutboxRelay
 from settler_streams.services.passwords import hash_password, verify_password
+from settler_streams.services.placement import move_tenant
 from settler_streams.services.publisher import EventPublisher
 from settler_streams.services.queue import PrioritizedQueue, QueueItem
 from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService
@@ -66,5 +67,6 @@ __all__ = [
     "UserService",
     "UserStatus",
     "hash_password",
+    "move_tenant",
     "verify_password",
 ]

@@ -29,9 +29,11 @@ from typing import IO
 import msgspec
 
 from settler_streams.adapters.kafka.tenant_records import TenantRecord, TenantRecords
-from settler_streams.adapters.postgres.tenant_rows import TenantRows
+from settler_streams.adapters.postgres.tenant_rows import TenantRows, tenant_transaction
 from settler_streams.errors import ConflictError, InvalidRequestError
 from settler_streams.ids import TenantId
+from settler_streams.services import audit
+from settler_streams.services.audit import PLATFORM_ACTOR
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
 
@@ -70,15 +72,21 @@ async def export_tenant(
     folder: Path,
     *,
     secrets: bool = False,
+    actor: str = PLATFORM_ACTOR,
+    request_id: str | None = None,
     progress: Progress = lambda _name: None,
 ) -> Manifest:
     """Write everything that is held of a tenant to ``folder``, in bounded memory.
+
+    Who wants it is in the audit log before anything is read, also if nothing comes of it.
 
     Args:
         settings: of the deployment; the owner's login is used, since services cannot read for so long.
         tenant_id: whose data.
         folder: is made; must not be there yet.
         secrets: with the hashes of passwords and keys and the encrypted secrets, as a backup needs them.
+        actor: who wants it.
+        request_id: of the request that asked for it.
         progress: told each file.
 
     Raises:
@@ -88,6 +96,11 @@ async def export_tenant(
     """
     partial = _begun(folder)
     writer = _Writer(partial, progress)
+    async with tenant_transaction(settings, tenant_id) as tx:
+        await audit.record(
+            tx, tenant_id, "tenant.exported", f"tenant/{tenant_id}",
+            after={"secrets": secrets}, actor=actor, request_id=request_id,
+        )  # fmt: skip
     async with TenantRows.open(settings, tenant_id) as rows:
         root_id = TenantId(await rows.root_id())
         for table in await rows.tables():

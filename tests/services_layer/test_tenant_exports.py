@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from settler_streams.adapters.postgres import tenant_rows
-from settler_streams.adapters.postgres.tenant_schemas import move
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
 from settler_streams.events import Resource, UsageRecorded
 from settler_streams.ids import TenantId, uuid7
-from settler_streams.services import CreatedTenant, Scope
+from settler_streams.services import CreatedTenant, Scope, move_tenant
 from settler_streams.services.exports import MANIFEST, Manifest, export_tenant, problems
 from settler_streams.settings import Settings
 from tests.services_layer.platform import Platform
 
 pytestmark = pytest.mark.services
+
+AUDIT = "tables/audit_logs.jsonl"
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ async def test_an_export_has_everything_of_the_tenant_and_nothing_of_another(
     other = (await lived_in(platform, settings)).tenant
     link_to(settings.record_sets_dir / other.id, settings.record_sets_dir / tenant.id)
     folder, told = tmp_path / "export", list[str]()
-    manifest = await export_tenant(settings, tenant.id, folder, progress=told.append)
+    manifest = await export_tenant(settings, tenant.id, folder, actor="ann", progress=told.append)
     assert problems(folder) == []
     assert told == [file.path for file in manifest.files]
     assert {Path(name).parts[0] for name in told} == {"tables", "events", "files"}
@@ -62,7 +63,9 @@ async def test_an_export_has_everything_of_the_tenant_and_nothing_of_another(
 
     assert [row["id"] for row in lines(folder, "tables/tenants.jsonl")] == [tenant.id]
     assert [row["role"] for row in lines(folder, "tables/users.jsonl")] == ["owner"]
-    assert {row["action"] for row in lines(folder, "tables/audit_logs.jsonl")} == {"tenant.created", "api-key.issued"}
+    audited = {row["action"]: row for row in lines(folder, "tables/audit_logs.jsonl")}
+    assert set(audited) == {"tenant.created", "api-key.issued", "tenant.exported"}
+    assert (audited["tenant.exported"]["actor"], audited["tenant.exported"]["after"]) == ("ann", {"secrets": False})
     events = [json.loads(str(line["value"])) for line in lines(folder, "events/usage-events.jsonl")]
     assert [(event["tenantid"], event["data"]["quantity"]) for event in events] == [(tenant.id, 7)]
     files = {file.path: file.size for file in manifest.files if file.path.startswith("files/")}
@@ -110,14 +113,21 @@ async def test_the_export_of_a_tenant_with_a_schema_is_the_same(
 ) -> None:
     tenant = (await lived_in(platform, settings)).tenant
     before = await export_tenant(settings, tenant.id, tmp_path / "shared")
-    await move(settings, tenant.id, own_schema=True)
+    await move_tenant(settings, tenant.id, own_schema=True)
     after = await export_tenant(settings, tenant.id, tmp_path / "own")
     assert contents(after) == contents(before)
+    entries = [{row["id"]: row for row in lines(tmp_path / name, AUDIT)} for name in ("shared", "own")]
+    assert entries[0].items() < entries[1].items()
+    assert {entries[1][added]["action"] for added in entries[1].keys() - entries[0].keys()} == {
+        "tenant.moved", "tenant.exported",
+    }  # fmt: skip
 
 
 def contents(manifest: Manifest) -> dict[str, str]:
-    """Of what nobody adds to meanwhile: admission goes on reporting what the tenant uses."""
-    return {file.path: file.sha256 for file in manifest.files if file.path != "events/tenant-signals.jsonl"}
+    """Of what nobody adds to meanwhile: admission reports what the tenant uses, and each export is audited."""
+    return {
+        file.path: file.sha256 for file in manifest.files if file.path not in ("events/tenant-signals.jsonl", AUDIT)
+    }
 
 
 async def test_an_export_that_is_killed_half_way_is_not_there_and_the_next_one_is_whole(

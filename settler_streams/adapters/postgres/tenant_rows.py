@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from settler_streams.adapters.postgres import queries
 from settler_streams.adapters.postgres.tenant_context import TenantContext
@@ -12,7 +12,7 @@ from settler_streams.adapters.postgres.tenant_schemas import owner_connection
 from settler_streams.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from settler_streams.adapters.postgres.roles import Connection
+    from settler_streams.adapters.postgres.pool import Transaction
     from settler_streams.ids import TenantId
     from settler_streams.settings import Settings
 
@@ -25,29 +25,39 @@ SECRETS = (
 Sink = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
+@contextlib.asynccontextmanager
+async def tenant_transaction(
+    settings: Settings, tenant_id: TenantId, *, snapshot: bool = False
+) -> AsyncIterator[Transaction]:
+    """A transaction of the owner of the database in the tenant's context; ``snapshot``: that only reads, one moment.
+
+    Raises:
+        NotFoundError: there is no such tenant, or it was erased.
+        UnavailableError: the server cannot be reached, or fails meanwhile.
+    """
+    isolation: Literal["repeatable_read", "read_committed"] = "repeatable_read" if snapshot else "read_committed"
+    async with (
+        owner_connection(settings) as connection,
+        connection.transaction(isolation=isolation, readonly=snapshot),
+    ):
+        await TenantContext.set(connection, tenant_id)
+        if not await connection.fetchval(queries.TENANT_EXISTS, tenant_id):
+            raise NotFoundError(f"no tenant {tenant_id}")
+        yield cast("Transaction", connection)  # the same calls, without a pool around it
+
+
 class TenantRows:
     """A tenant's rows as of one moment: the transaction that it was opened in."""
 
-    def __init__(self, connection: Connection, tenant_id: TenantId) -> None:
+    def __init__(self, connection: Transaction, tenant_id: TenantId) -> None:
         self._connection = connection
         self._tenant_id = tenant_id
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, settings: Settings, tenant_id: TenantId) -> AsyncIterator[TenantRows]:
-        """Begin a snapshot, as the owner of the database and in the tenant's context.
-
-        Raises:
-            NotFoundError: there is no such tenant.
-            UnavailableError: the server cannot be reached, or fails meanwhile.
-        """
-        async with (
-            owner_connection(settings) as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            await TenantContext.set(connection, tenant_id)
-            if not await connection.fetchval(queries.TENANT_EXISTS, tenant_id):
-                raise NotFoundError(f"no tenant {tenant_id}")
+        """Begin a snapshot. Errors as :func:`tenant_transaction`."""
+        async with tenant_transaction(settings, tenant_id, snapshot=True) as connection:
             yield cls(connection, tenant_id)
 
     async def tables(self) -> list[str]:

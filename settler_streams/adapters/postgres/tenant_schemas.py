@@ -7,8 +7,8 @@ leaves each tenant either where it was or where it should be; repeating the call
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 import structlog
@@ -22,6 +22,7 @@ from settler_streams.errors import ConfigurationError, NotFoundError
 from settler_streams.ids import TenantId, canonical_tenant
 
 if TYPE_CHECKING:
+    from settler_streams.adapters.postgres.pool import Transaction
     from settler_streams.adapters.postgres.roles import Connection
     from settler_streams.settings import Settings
 
@@ -38,12 +39,15 @@ _SCHEMA_NAME_PREFIX = "t_"
 
 Progress = Callable[[int, int], None]
 """Told how many schemas are done, and of how many."""
+Note = Callable[["Transaction", int], Awaitable[None]]
+"""Given the transaction of a move, in the tenant's context, and how many rows it has moved."""
 
 
-async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool) -> int:
+async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool, note: Note | None = None) -> int:
     """Put a tenant's rows into a schema of its own, or back among all others'; returns how many rows moved.
 
     Everything or nothing. The tenant's transactions wait meanwhile; it takes about as long as writing the rows again.
+    ``note`` may write down, in the same transaction and in the tenant's new place, that it was moved.
 
     Raises:
         ConfigurationError: the tenant's schema is not at the layout of the shared one; migrate first.
@@ -62,11 +66,15 @@ async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool) -> 
         if own_schema:
             await connection.execute(queries.CREATE_TENANT_SCHEMA)
             schema = await connection.fetchval(queries.SCHEMA_OF, tenant_id)
-            return int(await connection.fetchval(queries.MOVE_TENANT_ROWS, SHARED, schema))
-        await _refuse_differences(connection, schema)
-        moved = int(await connection.fetchval(queries.MOVE_TENANT_ROWS, schema, SHARED))
-        await connection.execute(queries.FORGET_SCHEMA, tenant_id)
-        await execute_formatted(connection, queries.DROP_SCHEMA, schema)
+            moved = int(await connection.fetchval(queries.MOVE_TENANT_ROWS, SHARED, schema))
+        else:
+            await _refuse_differences(connection, schema)
+            moved = int(await connection.fetchval(queries.MOVE_TENANT_ROWS, schema, SHARED))
+            await connection.execute(queries.FORGET_SCHEMA, tenant_id)
+            await execute_formatted(connection, queries.DROP_SCHEMA, schema)
+        if note is not None:
+            await TenantContext.set(connection, tenant_id)  # whose tables lie elsewhere from now on
+            await note(cast("Transaction", connection), moved)
         return moved
 
 
