@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,28 +134,67 @@ def contents(manifest: Manifest) -> dict[str, str]:
     }
 
 
-async def test_an_export_that_is_killed_half_way_is_not_there_and_the_next_one_is_whole(
-    platform: Platform, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+PROGRAM = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from settler_streams.services import exports
+from settler_streams.settings import Settings
+
+point, tenant, folder = sys.argv[1:]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def audited_and_die(*_arguments, **_more):
+    die()
+
+def told(name):
+    if name.startswith(point):
+        die()
+
+if point == "entry":
+    exports.TenantRows.tables = audited_and_die
+elif point == "manifest":
+    Path.rename = lambda *_: die()
+elif point == "renamed":
+    rename = Path.rename
+    Path.rename = lambda *arguments: (rename(*arguments), die())
+asyncio.run(exports.export_tenant(Settings.from_environment(), tenant, Path(folder), progress=told))
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "is_there"),
+    [
+        ("entry", False),
+        ("tables/audit_logs", False),
+        ("events/", False),
+        ("files/", False),
+        ("manifest", False),
+        ("renamed", True),
+    ],
+)
+async def test_an_export_that_is_killed_is_not_there_or_whole_and_the_next_one_is_whole(
+    platform: Platform, settings: Settings, tmp_path: Path, point: str, is_there: bool
 ) -> None:
     tenant = (await lived_in(platform, settings)).tenant
-    copied = 0
-
-    async def dying(self: tenant_rows.TenantRows, table: str, sink: tenant_rows.Sink, *, secrets: bool) -> int:
-        nonlocal copied
-        copied += 1
-        if copied == 4:
-            raise KeyboardInterrupt
-        return await copy(self, table, sink, secrets=secrets)
-
-    copy = tenant_rows.TenantRows.copy
-    with monkeypatch.context() as patch:
-        patch.setattr(tenant_rows.TenantRows, "copy", dying)
-        with pytest.raises(KeyboardInterrupt):
-            await export_tenant(settings, tenant.id, tmp_path / "export")
-    assert exports_in(tmp_path) == ["export.partial"]
-    await export_tenant(settings, tenant.id, tmp_path / "export")
+    before = await export_tenant(settings, tenant.id, tmp_path / "before")
+    folder = tmp_path / "export"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, point, tenant.id, str(folder), env={**os.environ, **settings.environment()}
+    )
+    assert await process.wait() == -signal.SIGKILL
+    assert exports_in(tmp_path) == ["export" if is_there else "export.partial"]
+    if is_there:
+        assert problems(folder) == []
+        with pytest.raises(ConflictError, match="is there already"):
+            await export_tenant(settings, tenant.id, folder)
+        return
+    after = await export_tenant(settings, tenant.id, folder)
     assert exports_in(tmp_path) == ["export"]
-    assert problems(tmp_path / "export") == []
+    assert problems(folder) == []
+    assert contents(after) == contents(before)
+    assert [row["action"] for row in lines(folder, AUDIT)].count("tenant.exported") == 3, "the killed one's too"
 
 
 def exports_in(folder: Path) -> list[str]:
