@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import Scope as AsgiScope
 
 from settler_streams.events import JobRequested, UsageRecorded
-from settler_streams.gateway import controls, health, jobs, results
+from settler_streams.gateway import controls, health, jobs, quotas, results
 from settler_streams.gateway.gateway import Gateway
 from settler_streams.gateway.middleware import (
     BoundsMiddleware,
@@ -125,6 +125,18 @@ OPERATIONS: tuple[Operation, ...] = (
         "Evaluate a flag.",
         {200: "The evaluation."},
         parameters=(Parameter("user_id", "query", "Evaluate for this user of the tenant."),),
+    ),
+    Operation(
+        "GET",
+        "/v1/quotas",
+        quotas.show,
+        Scope.JOBS_READ,
+        "Where the tenant stands with its quotas.",
+        {
+            200: "An item for each `quota`: the tenant's own `used` and `limit`, in bytes, jobs or domains (of the "
+            "rate limit, requests at once, and the rate `per_minute`); `window_ends_at` of a monthly one; `bound_by`, "
+            "who has least room: `tenant`, `parent` (at any level), or null when no limit holds.",
+        },
     ),
     Operation("GET", "/livez", health.livez, None, "Whether the process lives.", {200: "It does."}),
     Operation("GET", "/readyz", health.readyz, None, "Whether to send traffic.", {200: "Yes.", 503: "No."}),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.valkey.rate_limit import ValkeyRateLimiter
+from settler_streams.adapters.valkey.tenant_cache import TenantCache
 from settler_streams.gateway.decisions import JobDecisions
 from settler_streams.services import (
     ApiKeys,
@@ -16,10 +17,13 @@ from settler_streams.services import (
     FeatureFlagService,
     OutboxRelay,
     PrioritizedQueue,
+    QuotaService,
     RetentionService,
     RetentionSweeper,
+    TenantConfigurations,
     TenantDirectory,
 )
+from settler_streams.services.tenant_store import VALUE_FORMAT
 from settler_streams.settings import Settings
 from settler_streams.tiers import Tiers, load_tiers
 
@@ -42,6 +46,7 @@ class Gateway:
     limiter: ValkeyRateLimiter
     api_keys: ApiKeys
     queue: PrioritizedQueue
+    quotas: QuotaService
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     streams: dict[str, int] = field(default_factory=dict)
     """Open event streams per tenant."""
@@ -62,6 +67,8 @@ class Gateway:
             stack.push_async_callback(pool.close)
             limiter = ValkeyRateLimiter(settings, "http")
             stack.push_async_callback(limiter.close)
+            cache = TenantCache(settings, value_format=VALUE_FORMAT)
+            stack.push_async_callback(cache.close)
             publisher = EventPublisher(settings, source=SOURCE)
             directory = TenantDirectory(settings)
             flags = FeatureFlagService(settings, directory, publisher)
@@ -74,9 +81,12 @@ class Gateway:
             for part in (directory.feed, flags.feed, decisions.feed, relay, sweeper):
                 await part.start()
                 stack.push_async_callback(part.stop)
+            configurations, tiers = TenantConfigurations(pool, cache, directory), load_tiers()
+            configurations.start()
+            stack.push_async_callback(configurations.stop)
             yield cls(
                 settings=settings,
-                tiers=load_tiers(),
+                tiers=tiers,
                 pool=pool,
                 publisher=publisher,
                 directory=directory,
@@ -86,4 +96,5 @@ class Gateway:
                 limiter=limiter,
                 api_keys=ApiKeys(pool),
                 queue=PrioritizedQueue(publisher, directory),
+                quotas=QuotaService(pool, tiers=tiers, configurations=configurations),
             )

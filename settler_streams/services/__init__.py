@@ -13,7 +13,7 @@ from settler_streams.services.passwords import hash_password, verify_password
 from settler_streams.services.placement import move_tenant
 from settler_streams.services.publisher import EventPublisher
 from settler_streams.services.queue import PrioritizedQueue, QueueItem
-from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService
+from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService, QuotaStanding
 from settler_streams.services.retention import Retention, RetentionKind, RetentionService, RetentionSweeper, Swept
 from settler_streams.services.tenant_configurations import TenantConfigurations
 from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
@@ -50,6 +50,7 @@ __all__ = [
     "QuotaCheck",
     "QuotaExceededError",
     "QuotaService",
+    "QuotaStanding",
     "Retention",
     "RetentionKind",
     "RetentionService",

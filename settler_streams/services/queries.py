@@ -120,8 +120,8 @@ FROM tenants WHERE id = $1
 # Quotas and signals
 
 READ_QUOTA_USAGE: Final = """
-SELECT used + reserved AS used, window_end IS NOT NULL AND window_end <= now() AS ended
-FROM tenant_quota_usage WHERE tenant_id = $1 AND quota_type = $2
+SELECT quota_type, used + reserved AS used FROM tenant_quota_usage
+WHERE tenant_id = $1 AND quota_type = ANY ($2) AND (window_end IS NULL OR window_end > now())
 """
 CURRENT_VERDICTS: Final = """
 SELECT DISTINCT ON (resource) resource, kind, detail, signalled_at
