@@ -95,7 +95,8 @@ class TenantConnectionPool:
 
         Args:
             tenant_id: whose rows can be seen and written.
-            read_only: refuse writes, and read from the replica (which may lag behind) when there is one.
+            read_only: refuse writes, and read from the replica (which may lag behind) when there is one; when that one
+                fails, nothing else is asked.
 
         Raises:
             NotFoundError: the tenant was erased, or is being erased.
