@@ -13,7 +13,9 @@ from settler_streams.errors import ConfigurationError
 from settler_streams.events import QuotaType, TenantTier
 from settler_streams.published import TOPOLOGY
 
-Limit = Annotated[int, Field(ge=0, le=2**53)]
+LIMIT_MAX = 2**53
+"""Exact also for a reader of JSON whose numbers are all floats."""
+Limit = Annotated[int, Field(ge=0, le=LIMIT_MAX)]
 
 
 class Tier(BaseModel):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ import click
 
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of
+from settler_streams.cli.tenant_calls import ACTOR, directory_of, tenant_id_of
 from settler_streams.errors import InvalidRequestError, NotFoundError
 from settler_streams.ids import TenantId
-from settler_streams.services import Erasure, ErasureService, TenantDirectory, TenantService
+from settler_streams.services import Erasure, ErasureService, TenantService
 from settler_streams.settings import Settings
 
 
@@ -75,7 +73,7 @@ async def _slugs(settings: Settings, tenant_id: TenantId) -> set[str]:
 
 async def _due(settings: Settings) -> list[TenantId]:
     """What has begun and not ended, then what is due, children first."""
-    async with _following(settings) as directory, TenantService.connect(settings) as tenants:
+    async with directory_of(settings) as directory, TenantService.connect(settings) as tenants:
         async with ErasureService.connect(settings) as erasures:
             begun = await erasures.unfinished(directory)
         return [*begun, *(tenant.id for tenant in await tenants.erasable(directory))]
@@ -87,16 +85,6 @@ async def _erase(settings: Settings, tenants: list[TenantId]) -> list[Erasure]:
             await service.erase(tenant_id, actor=ACTOR, progress=lambda done: click.echo(done, err=True))
             for tenant_id in tenants
         ]
-
-
-@asynccontextmanager
-async def _following(settings: Settings) -> AsyncIterator[TenantDirectory]:
-    directory = TenantDirectory(settings)
-    await directory.start()
-    try:
-        yield directory
-    finally:
-        await directory.stop()
 
 
 def _document(record: Erasure) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import click
 
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.cli.tenant_calls import pool_of, tenant_id_of
+from settler_streams.cli.tenant_calls import directory_of, pool_of, tenant_id_of
 from settler_streams.ids import TenantId
-from settler_streams.services import Retention, RetentionKind, RetentionService, Swept, TenantDirectory
+from settler_streams.services import Retention, RetentionKind, RetentionService, Swept
 from settler_streams.settings import Settings
 
 FOR_EVER = "forever"
@@ -96,9 +96,5 @@ def sweep(tenants: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
 
 
 async def _everybody(settings: Settings) -> list[TenantId]:
-    directory = TenantDirectory(settings)
-    await directory.start()
-    try:
+    async with directory_of(settings) as directory:
         return list(directory)
-    finally:
-        await directory.stop()

@@ -16,7 +16,7 @@ from settler_streams.cli.output import flag, print_json, print_table
 from settler_streams.cli.target import settings_of
 from settler_streams.errors import InvalidRequestError
 from settler_streams.ids import TenantId, canonical_tenant
-from settler_streams.services import EventPublisher, OutboxRelay, Tenant, TenantService
+from settler_streams.services import EventPublisher, OutboxRelay, Tenant, TenantDirectory, TenantService
 from settler_streams.services.tenant_store import SOURCE
 from settler_streams.settings import Settings
 
@@ -25,6 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ACTOR = "cli"
 """Who the audit log says it was."""
+TENANT_COLUMNS = ("id", "slug", "name", "tier", "status", "erase_after")
+"""What a list for people shows of each tenant."""
 
 
 def page_flags(command: F) -> F:
@@ -83,6 +85,17 @@ async def pool_of(settings: Settings) -> AsyncIterator[TenantConnectionPool]:
         yield pool
     finally:
         await pool.close()
+
+
+@asynccontextmanager
+async def directory_of(settings: Settings) -> AsyncIterator[TenantDirectory]:
+    """A directory that has every tenant, and is stopped afterwards."""
+    directory = TenantDirectory(settings)
+    await directory.start()
+    try:
+        yield directory
+    finally:
+        await directory.stop()
 
 
 def tenant_id_of(text: str) -> TenantId:

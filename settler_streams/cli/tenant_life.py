@@ -12,6 +12,8 @@ from settler_streams.cli.output import flag, json_flag, state_dir_flag
 from settler_streams.cli.target import settings_of
 from settler_streams.cli.tenant_calls import (
     ACTOR,
+    TENANT_COLUMNS,
+    directory_of,
     page_flags,
     print_many,
     print_tenant,
@@ -19,9 +21,7 @@ from settler_streams.cli.tenant_calls import (
     tenant_id_of,
     with_service,
 )
-from settler_streams.services import Tenant, TenantDirectory, TenantService
-
-COLUMNS = ("id", "slug", "name", "tier", "status", "erase_after")
+from settler_streams.services import Tenant, TenantService
 
 
 @click.command()
@@ -66,7 +66,7 @@ def children(tenant: str, after: str | None, limit: int, state_dir: Path, as_jso
     found = with_service(
         state_dir, lambda service: service.children(tenant_id_of(tenant), after=behind, limit=limit, actor=ACTOR)
     )
-    print_many(COLUMNS, [tenant_document(child) for child in found], as_json=as_json)
+    print_many(TENANT_COLUMNS, [tenant_document(child) for child in found], as_json=as_json)
 
 
 @click.command()
@@ -105,16 +105,11 @@ def erasable(state_dir: Path, as_json: bool) -> None:
 
     async def work() -> list[Tenant]:
         settings = settings_of(state_dir)
-        directory = TenantDirectory(settings)
-        async with TenantService.connect(settings) as service:
-            await directory.start()
-            try:
-                return await service.erasable(directory)
-            finally:
-                await directory.stop()
+        async with TenantService.connect(settings) as service, directory_of(settings) as directory:
+            return await service.erasable(directory)
 
     found = asyncio.run(work())
-    print_many(COLUMNS, [tenant_document(tenant) for tenant in found], as_json=as_json)
+    print_many(TENANT_COLUMNS, [tenant_document(tenant) for tenant in found], as_json=as_json)
 
 
 COMMANDS = (rename, suspend, reactivate, children, delete, restore, erasable)

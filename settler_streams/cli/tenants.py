@@ -15,10 +15,12 @@ from settler_streams.cli.tenant_calls import ACTOR, print_tenant, tenant_documen
 from settler_streams.cli.tenant_config import config, onboarding
 from settler_streams.cli.tenant_domains import domains
 from settler_streams.cli.tenant_keys import keys
+from settler_streams.cli.tenant_list import list_
+from settler_streams.cli.tenant_quotas import QuotaLimit, limits_of, quotas
 from settler_streams.cli.tenant_schemas import schema
 from settler_streams.cli.tenant_users import users
 from settler_streams.cli.webhooks import webhooks
-from settler_streams.events import TenantTier
+from settler_streams.events import QuotaType, TenantTier
 from settler_streams.services import ApiKeys, Scope, Tenant, TenantService, hash_password
 
 _TIER = click.Choice([tier.value for tier in TenantTier])
@@ -33,6 +35,14 @@ def tenants() -> None:
 @flag("--name", env="SETTLER_TENANT_NAME", required=True, help="Name for people.")
 @flag("--slug", env="SETTLER_TENANT_SLUG", required=True, help="Unique short name, such as acme-corp.")
 @flag("--tier", env="SETTLER_TENANT_TIER", type=_TIER, default="starter", help="Decides limits and weight.")
+@flag(
+    "--quota",
+    "given",
+    env="SETTLER_TENANT_QUOTAS",
+    type=QuotaLimit(),
+    multiple=True,
+    help="A limit of its own instead of its tier's, such as storage=1000000; may be given several times.",
+)
 @flag("--owner-email", env="SETTLER_OWNER_EMAIL", required=True, help="The owner's address.")
 @flag("--owner-password", env="SETTLER_OWNER_PASSWORD", prompt=True, hide_input=True, help="Stored hashed.")
 @flag("--parent", env="SETTLER_TENANT_PARENT", default=None, help="Id of the parent tenant.")
@@ -42,6 +52,7 @@ def create(
     name: str,
     slug: str,
     tier: str,
+    given: tuple[tuple[QuotaType, int], ...],
     owner_email: str,
     owner_password: str,
     parent: str | None,
@@ -58,6 +69,7 @@ def create(
             owner_password_hash=await hash_password(owner_password),
             tier=TenantTier(tier),
             parent_id=None if parent is None else tenant_id_of(parent),
+            quotas=limits_of(given),
             actor=ACTOR,
         )
         return created.tenant
@@ -114,7 +126,7 @@ def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) ->
 
 
 for command in (
-    *tenant_life.COMMANDS, erase, users, keys, domains, webhooks, config, onboarding, retention, sweep, schema, export,
-    verify_export, restore_backup,
+    list_, quotas, *tenant_life.COMMANDS, erase, users, keys, domains, webhooks, config, onboarding, retention, sweep,
+    schema, export, verify_export, restore_backup,
 ):  # fmt: skip
     tenants.add_command(command)

@@ -16,6 +16,7 @@ from settler_streams.services.queue import PrioritizedQueue, QueueItem
 from settler_streams.services.quotas import QuotaCheck, QuotaExceededError, QuotaService, QuotaStanding
 from settler_streams.services.retention import Retention, RetentionKind, RetentionService, RetentionSweeper, Swept
 from settler_streams.services.tenant_configurations import TenantConfigurations
+from settler_streams.services.tenant_lists import list_tenants
 from settler_streams.services.tenants import CreatedTenant, Owner, Tenant, TenantNotYetKnownError, TenantService
 from settler_streams.services.users import Invitation, InvitationError, Role, User, UserService, UserStatus
 
@@ -68,6 +69,7 @@ __all__ = [
     "UserService",
     "UserStatus",
     "hash_password",
+    "list_tenants",
     "move_tenant",
     "verify_password",
 ]

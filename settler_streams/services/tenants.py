@@ -17,10 +17,10 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.queries import CREATE_TENANT_SCHEMA
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.adapters.valkey.tenant_cache import TenantCache
-from settler_streams.errors import InvalidRequestError, NotFoundError, UnavailableError
+from settler_streams.errors import InvalidRequestError, UnavailableError
 from settler_streams.events import QuotaType, TenantStatus, TenantTier
 from settler_streams.ids import TenantId, uuid7
-from settler_streams.services import audit, queries, tenant_store
+from settler_streams.services import audit, queries, tenant_lists, tenant_store
 from settler_streams.services.acknowledgements import Acknowledgements, Awaited
 from settler_streams.services.api_keys import ApiKeys, IssuedApiKey, Principal, Scope
 from settler_streams.services.audit import PLATFORM_ACTOR
@@ -30,6 +30,7 @@ from settler_streams.services.passwords import hash_password
 from settler_streams.services.publisher import EventPublisher
 from settler_streams.services.refusals import taken
 from settler_streams.services.tenant_config import checked_config
+from settler_streams.services.tenant_quotas import adjusted
 from settler_streams.services.tenant_store import SOURCE, VALUE_FORMAT, Tenant
 from settler_streams.settings import Settings
 
@@ -145,6 +146,7 @@ class TenantService:
             TenantNotYetKnownError: the tenant exists, but admission has not said so in time.
             UnavailableError: Postgres failed; a lost commit may have created it, which the slug then tells.
         """
+        own = adjusted({}, quotas or {})
         now_ms = time.time_ns() // 1_000_000
         tenant_id = TenantId(uuid7(now_ms))
         owner = Owner(uuid7(now_ms), tenant_id, owner_email.strip().lower())
@@ -153,9 +155,7 @@ class TenantService:
                 async with self._pool.tenant(tenant_id) as tx:
                     root_id = await tenant_store.root_under(tx, parent_id) if parent_id else tenant_id
                     await TenantContext.set(tx, tenant_id)
-                    tenant = Tenant(
-                        tenant_id, slug, name, tier, TenantStatus.ACTIVE, root_id, parent_id, 1, dict(quotas or {})
-                    )
+                    tenant = Tenant(tenant_id, slug, name, tier, TenantStatus.ACTIVE, root_id, parent_id, 1, own)
                     await tenant_store.insert(tx, tenant)
                     if self._own_schemas:
                         await tx.execute(CREATE_TENANT_SCHEMA)
@@ -179,11 +179,33 @@ class TenantService:
         actor: str = PLATFORM_ACTOR,
         request_id: str | None = None,
     ) -> Tenant:
-        """Replace the tenant's own limits; a quota that is absent has its tier's limit. Errors as :meth:`suspend`."""
-        if any(limit < 0 for limit in quotas.values()):
-            raise InvalidRequestError("a limit is not negative")
+        """Replace the tenant's own limits; one that is absent is its tier's. Errors as :meth:`adjust_quotas`."""
+        own = adjusted({}, quotas)
         return await self._change(
-            tenant_id, "tenant.quotas-changed", lambda t: replace(t, quotas=dict(quotas)), actor, request_id
+            tenant_id, "tenant.quotas-changed", lambda t: replace(t, quotas=own), actor, request_id
+        )
+
+    async def adjust_quotas(
+        self,
+        tenant_id: TenantId,
+        limits: Mapping[QuotaType, int | None],
+        *,
+        actor: str = PLATFORM_ACTOR,
+        request_id: str | None = None,
+    ) -> Tenant:
+        """Give the tenant these limits of its own, None its tier's again; the others stay as the locked row has them.
+
+        Raises:
+            InvalidRequestError: a limit is negative or too large.
+
+        Other errors as :meth:`suspend`.
+        """
+        return await self._change(
+            tenant_id,
+            "tenant.quotas-changed",
+            lambda t: replace(t, quotas=adjusted(t.quotas, limits)),
+            actor,
+            request_id,
         )
 
     async def rename(
@@ -298,18 +320,7 @@ class TenantService:
 
         Nothing erases them by itself; see :class:`~settler_streams.services.erasure.ErasureService`.
         """
-        now, found = dt.datetime.now(dt.UTC), []
-        for tenant_id in directory:
-            known = directory.get(tenant_id)
-            if known is None or known.status is not TenantStatus.DELETED:
-                continue
-            try:
-                tenant = await self.get(tenant_id)
-            except NotFoundError:
-                continue  # its erasure has begun
-            if tenant.erase_after is not None and tenant.erase_after <= now:
-                found.append((-len(directory.chain(tenant_id)), tenant.id, tenant))
-        return [tenant for _, _, tenant in sorted(found, key=lambda one: one[:2])]
+        return await tenant_lists.erasable(directory, self.get)
 
     async def children(
         self,

@@ -29,6 +29,14 @@ def invoke(arguments: Sequence[str], environment: Mapping[str, str], given: str 
     return ended.exit_code, json.loads(ended.stdout or "null"), ended.stderr
 
 
+def shown(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What the command prints for people, once it has succeeded. Blocks as :func:`invoke`."""
+    with logs_as_they_were():
+        ended = CliRunner().invoke(settler, list(arguments), env=environment)
+    assert ended.exit_code == 0, ended.output
+    return ended.stdout
+
+
 @contextlib.contextmanager
 def logs_as_they_were() -> Iterator[None]:
     """Whatever the command line configures for its process, this one keeps its own."""

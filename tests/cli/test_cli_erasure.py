@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-import structlog
 
 from tests.cli.test_cli_tenants import REFUSED, Cli, cli, done, new_tenant
 from tests.services_layer.platform import Platform, running_role, settled
@@ -20,11 +18,8 @@ pytestmark = pytest.mark.services
 
 @pytest_asyncio.fixture(scope="module", autouse=True)
 async def folds(platform: Platform) -> AsyncIterator[None]:
-    """Those that have to forget, beside admission. What they log does not belong to what a command prints."""
-    before = structlog.get_config()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+    """Those that have to forget, beside admission."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(structlog.configure, **before)
         for role in ("scheduler", "flags"):
             await stack.enter_async_context(running_role(role, platform.settings))
         yield

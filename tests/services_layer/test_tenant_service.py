@@ -109,6 +109,36 @@ async def test_changes_at_once_are_serialised(platform: Platform) -> None:
     assert known.quotas == final.quotas
 
 
+async def test_limits_adjusted_at_once_are_all_kept(platform: Platform) -> None:
+    tenant = (await platform.new_tenant(quotas={QuotaType.STORAGE: 7, QuotaType.CUSTOM_DOMAINS: 2})).tenant
+    wanted = {quota: 10 for quota in QuotaType if quota is not QuotaType.CUSTOM_DOMAINS}
+    await asyncio.gather(*(platform.tenants.adjust_quotas(tenant.id, {quota: 10}) for quota in wanted))
+    assert (await platform.tenants.get(tenant.id)).quotas == {**wanted, QuotaType.CUSTOM_DOMAINS: 2}
+    adjusted = await platform.tenants.adjust_quotas(tenant.id, {QuotaType.STORAGE: None, QuotaType.CUSTOM_DOMAINS: 0})
+    del wanted[QuotaType.STORAGE]
+    assert adjusted.quotas == {**wanted, QuotaType.CUSTOM_DOMAINS: 0}
+    assert await platform.tenants.adjust_quotas(tenant.id, {QuotaType.STORAGE: None}) == adjusted
+    await _known_as(platform, tenant.id, version=adjusted.version)
+    known = platform.directory.get(tenant.id)
+    assert known is not None
+    assert known.quotas == adjusted.quotas
+
+
+@pytest.mark.parametrize("limit", [-1, 2**53 + 1])
+async def test_what_can_be_no_limit_is_refused_however_it_is_given(platform: Platform, limit: int) -> None:
+    tenant, wrong = (await platform.new_tenant()).tenant, {QuotaType.STORAGE: limit}
+    for giving in (
+        platform.tenants.change_quotas(tenant.id, wrong),
+        platform.tenants.adjust_quotas(tenant.id, wrong),
+        platform.new_tenant(quotas=wrong),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"storage={limit} is not"):
+            await giving
+    assert await platform.tenants.get(tenant.id) == tenant
+    for change in (platform.tenants.change_quotas, platform.tenants.adjust_quotas):
+        assert (await change(tenant.id, {QuotaType.STORAGE: 2**53})).quotas == {QuotaType.STORAGE: 2**53}
+
+
 async def test_children_share_their_roots_partition_and_end_at_eight_levels(platform: Platform) -> None:
     root = parent = (await platform.new_tenant()).tenant
     for _ in range(7):
