@@ -152,8 +152,17 @@ def told(name):
     if name.startswith(point):
         die()
 
+def half(file, data):
+    file._file.write(data[: len(data) // 2])
+    file._file.flush()
+    die()
+
 if point == "entry":
     exports.TenantRows.tables = audited_and_die
+elif point == "half a file":
+    exports._File.append = half
+elif point == "no manifest":
+    exports._finish = lambda *_: die()
 elif point == "manifest":
     Path.rename = lambda *_: die()
 elif point == "renamed":
@@ -167,9 +176,11 @@ asyncio.run(exports.export_tenant(Settings.from_environment(), tenant, Path(fold
     ("point", "is_there"),
     [
         ("entry", False),
+        ("half a file", False),
         ("tables/audit_logs", False),
         ("events/", False),
         ("files/", False),
+        ("no manifest", False),
         ("manifest", False),
         ("renamed", True),
     ],

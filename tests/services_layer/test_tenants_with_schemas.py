@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import secrets
+import signal
+import sys
+import uuid
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from settler_streams.adapters.postgres import queries, tenant_schemas
-from settler_streams.errors import ConflictError
+from settler_streams.adapters.postgres.effects import JobDecision
+from settler_streams.errors import ConflictError, UnavailableError
 from settler_streams.events import TenantTier
 from settler_streams.ids import TenantId
-from settler_streams.services import CreatedTenant, RetentionKind, RetentionService, TenantService
+from settler_streams.services import CreatedTenant, RetentionKind, RetentionService, TenantService, audit
+from tests.adapters.postgres.test_postgres_tenant_schemas import project
 from tests.services_layer.platform import Platform
 
 if TYPE_CHECKING:
@@ -59,8 +66,14 @@ async def test_a_new_tenant_has_a_schema_of_its_own_with_everything_in_it(platfo
         assert (await service.authenticate(issued.key)).tenant_id == tenant.id
         assert (await service.change_tier(tenant.id, TenantTier.GROWTH)).tier is TenantTier.GROWTH
         await RetentionService(platform.pool).change(tenant.id, {RetentionKind.USAGE: 7})
+        first_job = JobDecision(
+            tenant_id=tenant.id, job_id=str(uuid.uuid4()), kind="k", priority="low", decision="admitted",
+            requested_at_ms=1, decided_at_ms=2, source_version=1,
+        )  # fmt: skip
+        async with platform.pool.platform() as tx:
+            await project(tx, [first_job])
         assert await places(owner, tenant.id) == {
-            "users": {"own"}, "audit_logs": {"own"}, "api_keys": {"own"}, "tenant_retention": {"own"},
+            "users": {"own"}, "audit_logs": {"own"}, "api_keys": {"own"}, "tenant_retention": {"own"}, "jobs": {"own"},
         }  # fmt: skip
 
 
@@ -96,6 +109,83 @@ async def test_a_tenant_that_is_refused_leaves_no_schema(platform: Platform) -> 
         with pytest.raises(ConflictError, match="is taken"):
             await created(service, slug)
         assert await everything(owner) == before
+
+
+async def test_a_tenant_whose_making_fails_after_its_schema_leaves_none(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service_of(platform) as service, tenant_schemas.owner_connection(platform.settings) as owner:
+        before, slug = await everything(owner), f"own-{secrets.token_hex(6)}"
+        with monkeypatch.context() as patch:
+            patch.setattr(audit, "record", refused)
+            with pytest.raises(UnavailableError, match="planted"):
+                await created(service, slug)
+        assert await everything(owner) == before
+        assert (await places(owner, (await created(service, slug)).tenant.id))["users"] == {"own"}
+
+
+async def refused(*_args: object, **_kwargs: object) -> None:
+    raise UnavailableError("planted")
+
+
+PROGRAM = """
+import asyncio, os, signal, sys
+import asyncpg
+from settler_streams.services import TenantService, tenant_store
+from settler_streams.settings import Settings
+
+point, slug = sys.argv[1:]
+record, execute = tenant_store.record, asyncpg.Connection.execute
+making = None
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def recorded(tx, *arguments):
+    global making
+    if point == "made":
+        die()
+    await record(tx, *arguments)
+    making = tx.get_server_pid()
+
+async def dying(self, query, *arguments, **more):
+    if self.get_server_pid() != making or not query.startswith("COMMIT"):
+        return await execute(self, query, *arguments, **more)
+    if point == "committed":
+        await execute(self, query, *arguments, **more)
+    die()
+
+async def main():
+    async with TenantService.connect(Settings.from_environment()) as service:
+        await service.create_tenant(name="Own", slug=slug, owner_email="o@x.example", owner_password_hash="unused")
+
+tenant_store.record, asyncpg.Connection.execute = recorded, dying
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("point", "is_there"), [("made", False), ("before the commit", False), ("committed", True)])
+async def test_who_is_killed_while_making_a_tenant_leaves_it_with_its_schema_or_neither(
+    platform: Platform, point: str, is_there: bool
+) -> None:
+    settings = platform.settings.model_copy(update={"enable_schema_per_tenant": True})
+    slug = f"own-{secrets.token_hex(6)}"
+    async with service_of(platform) as service, tenant_schemas.owner_connection(platform.settings) as owner:
+        before = await everything(owner)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, point, slug, env={**os.environ, **settings.environment()}
+        )
+        assert await process.wait() == -signal.SIGKILL
+        if is_there:
+            with pytest.raises(ConflictError, match="is taken"):
+                await created(service, slug)
+        else:
+            # Waits for the server to have ended the transaction of the killed one, which had the slug.
+            await created(service, slug)
+        tenant = TenantId(str(await owner.fetchval("SELECT id FROM tenants WHERE slug = $1", slug)))
+        assert await places(owner, tenant) == {"users": {"own"}, "audit_logs": {"own"}}
+        schema = await owner.fetchval(queries.SCHEMA_OF, tenant)
+        assert await everything(owner) == (before[0] | {schema}, before[1] | {tenant})
 
 
 async def everything(owner: Connection) -> tuple[set[str], set[str]]:

@@ -25,6 +25,9 @@ from tests.adapters.postgres.test_postgres_tenant_schemas import TABLES, fill, r
 
 pytestmark = pytest.mark.services
 
+WAITS_WITHIN_S = 60.0
+"""A process starts in a second or two, on a busy machine in more."""
+
 # Dies at the `nth` statement that begins as told: before it is sent, while the server is at it, or when it is answered.
 PROGRAM = """
 import asyncio, os, signal, sys
@@ -64,11 +67,15 @@ else:
 
 
 async def killed(settings, task: str, argument: object, when: str, statement: str, nth: int = 1) -> None:
-    process = await asyncio.create_subprocess_exec(
+    process = await started(settings, task, argument, when, statement, nth)
+    assert await process.wait() == -signal.SIGKILL
+
+
+async def started(settings, task: str, argument: object, when: str, statement: str, nth: int = 1):
+    return await asyncio.create_subprocess_exec(
         sys.executable, "-c", PROGRAM, task, str(argument), when, statement, str(nth),
         env={**os.environ, **settings.environment()},
     )  # fmt: skip
-    assert await process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("when", "statement", "moved"), [
@@ -105,6 +112,11 @@ async def there_and_back(settings, pool, owner, create_tenant, when, statement, 
         await move_tenant(settings, tenant, own_schema=True)
     before = await seen(pool, tenant)
     await killed(settings, "own" if own_schema else "shared", tenant, when, statement)
+    await goes_on(settings, pool, owner, tenant, before, moved, own_schema=own_schema)
+
+
+async def goes_on(settings, pool, owner, tenant, before, moved, *, own_schema):
+    """All rows are there once, where they were or where they should be, and the next call does what is left."""
     await ended(owner, tenant)
     assert await lies_in_own_schema(owner, tenant) is (own_schema is moved)
     rows = await seen(pool, tenant)
@@ -116,6 +128,38 @@ async def there_and_back(settings, pool, owner, create_tenant, when, statement, 
     async with pool.tenant(tenant) as tx:
         moves = await tx.fetchval("SELECT count(*) FROM audit_logs WHERE action = 'tenant.moved'")
     assert moves == 1 + (not own_schema), "each move is told once"
+
+
+@pytest.mark.parametrize("own_schema", [True, False])
+async def test_a_move_that_is_killed_with_all_rows_copied_and_some_deleted_keeps_each_once(
+    database_settings, pool, owner, owner_connection, create_tenant, own_schema
+):
+    tenant = await create_tenant()
+    async with pool.tenant(tenant) as tx:
+        await fill(tx, tenant)
+    if not own_schema:
+        await move_tenant(database_settings, tenant, own_schema=True)
+    before = await seen(pool, tenant)
+    source = await schema_of(owner, tenant) or "public"
+    async with owner_connection(database_settings) as holder, holder.transaction():
+        # Users are deleted after all that refers to them.
+        await holder.execute(f"SELECT FROM {source}.users WHERE tenant_id = $1 FOR UPDATE", tenant)
+        process = await started(database_settings, "own" if own_schema else "shared", tenant, "before", "nothing")
+        assert queries.MOVE_TENANT_ROWS in await waiting_for(owner, holder)
+        process.kill()
+        assert await process.wait() == -signal.SIGKILL
+    await goes_on(database_settings, pool, owner, tenant, before, moved=False, own_schema=own_schema)
+
+
+async def waiting_for(owner, holder) -> str:
+    """The statement that waits for what ``holder`` has locked, once one does."""
+    statement = None
+    async with asyncio.timeout(WAITS_WITHIN_S):
+        while statement is None:
+            statement = await owner.fetchval(
+                "SELECT query FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))", holder.get_server_pid()
+            )
+    return statement
 
 
 async def ended(owner, tenant: TenantId) -> None:
