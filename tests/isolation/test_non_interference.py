@@ -12,15 +12,19 @@ import os
 import re
 import uuid
 from pathlib import Path
+from typing import get_args
 
 import asyncpg
+import msgspec
 import pytest
 
 from settler_streams.adapters.postgres import queries as adapter_queries
+from settler_streams.adapters.postgres.effects import Effect
 from settler_streams.services import queries as service_queries
 from settler_streams.services.webhooks import queries as webhook_queries
 from tests.adapters.postgres.conftest import owner_of
 from tests.isolation.interference import differing, leaks, readable
+from tests.isolation.made_batches import REFUSED, C, Names, after, batch_of, effects
 from tests.isolation.made_sql import Maker, some_programs, statement_of
 from tests.isolation.many_searches import searches
 from tests.isolation.probe import A, B
@@ -103,6 +107,116 @@ async def test_application_sql_says_the_same(sessions, twins, name):
             for twin, connection in sessions.items()
         }
         assert len(heard) == 1, (name, arguments, heard)
+
+
+KINDS = list(REFUSED)
+
+
+def test_every_kind_of_effect_is_in_the_batches():
+    assert set(KINDS) == {each.KIND for each in get_args(Effect)}
+
+
+async def names_of(connection, tenant_id: str, number: int) -> Names:
+    """As ROWS makes them for the tenant's row of that number."""
+    row_id = row_id_of(tenant_id, number)
+    return Names(row_id, await connection.fetchval("SELECT hashtext($1)::bigint & 65535", row_id))
+
+
+async def effects_by_twin(connection, keys: str) -> dict[str, list]:
+    """A's effects, and with them nobody's, a few of B, or many of B and of one who stands before A."""
+    of_a, of_b = [await names_of(connection, tenant, 100 if keys == "new" else 0) for tenant in (A, B)]
+    if keys == "crossed":
+        of_a, of_b = of_b, of_a
+    mine = effects(A, of_a, "a", 10)
+    few = [effects(B, of_b, f"{MARK}few", 3)]
+    many = [effects(tenant, of_b, f"{MARK}many", version) for tenant in (C, B) for version in (5, 2**40)]
+    return {"nothing": [mine], "little": [*few, mine], "much": [mine, *many]}
+
+
+async def heard(sessions, given, kinds, apart=lambda _: ()):
+    """What the recorder was told of its batch and A sees afterwards, in each of the twins."""
+    return [
+        await after(connection, batch_of(given[twin], kinds), apart=apart(twin))
+        for twin, connection in sessions.items()
+    ]
+
+
+@pytest.mark.parametrize("keys", ["new", "again", "crossed"])
+async def test_a_batch_of_the_recorder_says_the_same(sessions, keys):
+    """Whatever other tenants' effects are in it, and whatever rows they meet."""
+    given = await effects_by_twin(sessions["much"], keys)
+    before, before_of_b = [await after(sessions["much"], "{}", seen_by=tenant) for tenant in (A, B)]
+    for kinds in [[kind] for kind in KINDS] + [KINDS]:
+        nothing, little, much = await heard(sessions, given, kinds)
+        assert nothing == little == much, kinds
+        assert nothing.told == "written"
+        assert not any(MARK in rows for rows in nothing.seen), kinds
+        # A batch that changed nothing of either would prove nothing; an entry that is there stays as it is.
+        changes = keys != "again" or kinds not in (["audit_entry"], ["dead_letter"])
+        assert (nothing.seen != before.seen) == changes, kinds
+        of_b = await after(sessions["much"], batch_of(given["much"], kinds), seen_by=B)
+        assert (of_b.seen != before_of_b.seen) == changes, kinds
+
+
+@pytest.mark.parametrize("apart", [[A], [B], [A, B]])
+async def test_a_batch_says_the_same_wherever_each_tenants_tables_are(sessions, apart):
+    given = await effects_by_twin(sessions["much"], "crossed")
+    nothing, little, much = await heard(
+        sessions, given, KINDS, lambda twin: [each for each in apart if each == A or twin != "nothing"]
+    )
+    assert nothing == little == much
+    assert nothing.told == "written"
+    assert not any(MARK in rows for rows in nothing.seen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_effect_is_refused_in_the_same_words(sessions, kind):
+    before = await after(sessions["much"], "{}")
+    for keys in ("new", "again", "crossed"):
+        given = await effects_by_twin(sessions["much"], keys)
+        (mine,) = given["nothing"]
+        bad = {**mine, kind: msgspec.structs.replace(mine[kind], **REFUSED[kind])}
+        given = {twin: [bad if each is mine else each for each in batch] for twin, batch in given.items()}
+        for kinds in ([kind], KINDS):
+            nothing, little, much = await heard(sessions, given, kinds)
+            assert nothing == little == much, (keys, kinds)
+            assert nothing.told.startswith("ERROR")
+            assert MARK not in nothing.told
+            assert nothing.seen == before.seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_effect_of_another_tenant_that_is_refused_changes_nothing(sessions, kind):
+    before = await after(sessions["much"], "{}")
+    given = await effects_by_twin(sessions["much"], "crossed")
+    for twin in ("little", "much"):
+        theirs = [each for each in given[twin] if each[kind].tenant_id != A]
+        bad = {**theirs[-1], kind: msgspec.structs.replace(theirs[-1][kind], **REFUSED[kind])}
+        found = await after(sessions[twin], batch_of([*given["nothing"], *theirs[:-1], bad], KINDS))
+        assert found.told.startswith("ERROR")
+        assert found.seen == before.seen
+
+
+HOLES_OF_BATCHES = {
+    "a key without the tenant": "CREATE UNIQUE INDEX ON jobs (job_id)",
+    "effects that go to all tenants of a batch": """
+    CREATE OR REPLACE FUNCTION by_tenant(batch jsonb, kind text) RETURNS TABLE (tenant uuid, effects jsonb)
+    LANGUAGE sql IMMUTABLE
+    BEGIN ATOMIC
+        SELECT a.key::uuid, b.value -> kind FROM jsonb_each(batch) AS a, jsonb_each(batch) AS b;
+    END
+    """,
+}
+
+
+@pytest.mark.parametrize("hole", HOLES_OF_BATCHES)
+async def test_a_hole_is_found_by_batches(twins, hole):
+    async with weakened(twins, HOLES_OF_BATCHES[hole]) as weak, contextlib.AsyncExitStack() as stack:
+        sessions = {name: await stack.enter_async_context(session(twin)) for name, twin in weak.items()}
+        given = await effects_by_twin(sessions["much"], "crossed")
+        nothing, little, much = await heard(sessions, given, KINDS)
+    assert nothing != little
+    assert nothing != much
 
 
 async def test_made_statements_say_the_same(twins):
