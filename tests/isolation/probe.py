@@ -25,7 +25,7 @@ BEGIN
                 WHERE attrelid = c.oid AND attnum > 0 AND attgenerated = '' AND attidentity = ''
                   AND attname <> 'tenant_id') AS columns
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'v')
           AND a.attname = CASE c.relname WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END
     LOOP
         FOREACH attempt IN ARRAY ARRAY[
@@ -98,7 +98,10 @@ def inserts(rows: dict[str, str]) -> str:
 
 
 async def findings(owner: asyncpg.Connection, rows: dict[str, str]) -> str:
-    """What A could do that it must not; empty when nothing. Inside the owner's transaction, which rolls back."""
+    """What A could do that it must not; empty when nothing. Inside the owner's transaction, which rolls back.
+
+    In the schema that stands first in the search path: the shared one, or B's own.
+    """
     block = _PROBE_INSERT.replace("AAA", A).replace("BBB", B).replace("IDI", ROW_ID).replace("ROWS", inserts(rows))
     await owner.execute("SET LOCAL SESSION AUTHORIZATION settler_app; SELECT set_config('probe.found', '', false)")
     try:

@@ -211,6 +211,40 @@ SELECT 'of its own: ' || statement FROM (
     SELECT public.tenant_layout($1) EXCEPT SELECT public.tenant_layout('public')) AS own (statement)
 ORDER BY 1
 """
+# What a layout does not say: owners, grants on the schema, grant options, a view's columns' grants, rules, and whatever
+# stands in the schema beside the tables and views.
+SCHEMA_ADDITIONS: Final = """
+WITH own AS (SELECT oid, nspowner, nspacl FROM pg_namespace WHERE nspname = $1),
+owner AS (SELECT relowner AS oid FROM pg_class WHERE oid = 'public.tenant_schemas'::regclass),
+relations AS (
+    SELECT c.oid, c.relname, c.relkind, c.relowner, c.relacl FROM pg_class c
+    WHERE c.oid IN (SELECT public.tenant_tables($1)) OR c.relnamespace = (SELECT oid FROM own) AND c.relkind = 'v'
+), held (what, holder, acl, said) AS (
+    SELECT 'SCHEMA', nspowner, nspacl, false FROM own UNION ALL SELECT relname, relowner, relacl, true FROM relations
+    UNION ALL
+    SELECT r.relname || '.' || a.attname, r.relowner, a.attacl, r.relkind <> 'v'
+    FROM relations r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attacl IS NOT NULL
+)
+SELECT 'of its own: ' || pg_describe_object(d.classid, d.objid, d.objsubid) FROM pg_depend d
+WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = (SELECT oid FROM own)
+  AND NOT (d.classid = 'pg_class'::regclass AND d.objid IN (SELECT oid FROM relations))
+  AND NOT EXISTS (SELECT FROM pg_depend part WHERE part.classid = d.classid AND part.objid = d.objid
+                  AND part.deptype = 'i')
+UNION ALL
+SELECT 'of its own: ' || pg_describe_object('pg_rewrite'::regclass, w.oid, 0)
+FROM pg_rewrite w JOIN relations r ON r.oid = w.ev_class WHERE w.rulename <> '_RETURN'
+UNION ALL
+SELECT format('of its own: %s OWNER TO %s', what, holder::regrole) FROM held WHERE holder <> (SELECT oid FROM owner)
+UNION ALL
+SELECT format('of its own: GRANT %s ON %s TO %s%s', a.privilege_type, what,
+              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM held CROSS JOIN aclexplode(acl) AS a
+WHERE a.grantee <> holder AND (a.is_grantable OR NOT said) AND NOT (
+    what = 'SCHEMA' AND NOT a.is_grantable AND a.privilege_type = 'USAGE'
+    AND a.grantee::regrole::text IN ('settler_services', 'settler_janitor', 'settler_eraser'))
+ORDER BY 1
+"""
 
 # Export
 

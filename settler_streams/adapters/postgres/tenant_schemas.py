@@ -79,8 +79,14 @@ async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool, not
 
 
 async def differences(connection: Connection, schema: str) -> list[str]:
-    """In what the schema's layout differs from the shared one, as statements; empty when the two are the same."""
-    return [row[0] for row in await connection.fetch(queries.LAYOUT_DIFFERENCES, schema)]
+    """In what the schema differs from the shared one, as statements or by name; empty when in nothing.
+
+    Compared are its tables and views with all that protects them. Looked for is who else owns or may use it, and what
+    else stands in it: a function there would be found in front of the shared one of that name.
+    """
+    found = [*await connection.fetch(queries.LAYOUT_DIFFERENCES, schema)]
+    found += await connection.fetch(queries.SCHEMA_ADDITIONS, schema)
+    return [row[0] for row in found]
 
 
 async def schemas(connection: Connection) -> AsyncIterator[str]:

@@ -188,6 +188,16 @@ async def test_a_tenant_that_does_not_exist_is_not_moved(database_settings):
     ("ALTER TABLE {}.reports ALTER matches DROP NOT NULL", "of its own: CREATE TABLE reports"),
     ("ALTER VIEW {}.accepted_reports RESET (security_invoker)", "missing: CREATE VIEW accepted_reports"),
     ("CREATE TABLE {}.more (tenant_id uuid)", "of its own: CREATE TABLE more"),
+    ("CREATE TABLE {}.more (id uuid)", "of its own: table {}.more"),
+    ("CREATE MATERIALIZED VIEW {}.more AS SELECT 1", "of its own: materialized view {}.more"),
+    ("CREATE FUNCTION {}.instant(bigint) RETURNS timestamptz LANGUAGE sql RETURN now()", "of its own: function {}.i"),
+    ("CREATE RULE more AS ON DELETE TO {}.jobs DO INSTEAD NOTHING", "of its own: rule more on table {}.jobs"),
+    ("ALTER TABLE {}.jobs OWNER TO settler_courier", "of its own: jobs OWNER TO settler_courier"),
+    ("GRANT CREATE ON SCHEMA {} TO settler_services", "of its own: GRANT CREATE ON SCHEMA TO settler_services"),
+    ("GRANT USAGE ON SCHEMA {} TO PUBLIC", "of its own: GRANT USAGE ON SCHEMA TO PUBLIC"),
+    ("GRANT SELECT ON {}.jobs TO settler_services WITH GRANT OPTION", "of its own: GRANT SELECT ON jobs TO settler_"),
+    ("GRANT UPDATE (job_id) ON {}.accepted_matches TO settler_relay", "of its own: GRANT UPDATE ON accepted_matches."),
+    ("ALTER DEFAULT PRIVILEGES IN SCHEMA {} GRANT SELECT ON TABLES TO PUBLIC", "of its own: default privileges on new"),
 ])  # fmt: skip
 async def test_a_layout_that_differs_is_noticed(database_settings, owner, create_tenant, change, noticed):
     tenant = await create_tenant()
@@ -196,7 +206,7 @@ async def test_a_layout_that_differs_is_noticed(database_settings, owner, create
     transaction = owner.transaction()
     await transaction.start()
     await owner.execute(change.format(schema))
-    assert any(text.startswith(noticed) for text in await differences(owner, schema))
+    assert any(text.startswith(noticed.format(schema)) for text in await differences(owner, schema))
     await transaction.rollback()
     assert await differences(owner, schema) == []
 
