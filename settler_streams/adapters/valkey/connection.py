@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import redis.asyncio
+import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import RedisError
 
 from settler_streams.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 CONNECTIONS_MAX = 8
 """Per process and user (of a cluster: per node). Enough for some ten thousand calls a second; who has more calls at a
@@ -51,3 +54,11 @@ def connect(settings: Settings, *, deadline_s: float) -> ValkeyClient:
         retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionLostError,)),
     )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+async def disconnect(client: ValkeyClient) -> None:
+    """Close the client's connections. One that does not close in time is gone with its process: no reason to fail."""
+    try:
+        await client.aclose()
+    except UNANSWERED as error:
+        log.warning("a connection to Valkey was not closed in time", error=repr(error))

@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, UNANSWERED, connect
+from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, UNANSWERED, connect, disconnect
 from settler_streams.core.token_bucket import Bucket, RatePolicy, empty, take_all
 from settler_streams.errors import ConfigurationError, InvalidRequestError
 from settler_streams.ids import TenantId
@@ -98,7 +98,7 @@ class ValkeyRateLimiter:
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._client.aclose()
+        await disconnect(self._client)
 
     async def take(self, root: TenantId, limits: Sequence[Limit], cost: int = 1) -> RateVerdict:
         """Charge ``cost`` tokens to every limit, or to none. ``root`` is the root tenant of all of them.

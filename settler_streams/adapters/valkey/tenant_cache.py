@@ -23,7 +23,7 @@ import structlog
 from redis.commands.core import AsyncScript
 
 from settler_streams.adapters.telemetry.metrics import METRICS
-from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, UNANSWERED, connect
+from settler_streams.adapters.valkey.connection import CONNECTIONS_MAX, UNANSWERED, connect, disconnect
 from settler_streams.ids import TenantId, canonical_tenant
 from settler_streams.settings import Settings
 
@@ -77,7 +77,7 @@ class TenantCache:
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait([self._probe])
-        await self._client.aclose()
+        await disconnect(self._client)
 
     @property
     def lost(self) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from settler_streams.adapters.valkey.connection import UNANSWERED, connect
+from settler_streams.adapters.valkey.connection import UNANSWERED, connect, disconnect
 from settler_streams.errors import UnavailableError
 from settler_streams.ids import TenantId, canonical_tenant
 from settler_streams.settings import Settings
@@ -28,7 +28,7 @@ class TenantKeys:
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._client.aclose()
+        await disconnect(self._client)
 
     async def find(self, tenant_id: TenantId) -> list[bytes]:
         """The tenant's keys. Keys of its children below a root are found with those of the root.
