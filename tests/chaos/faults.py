@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import signal
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import redis.asyncio
 
+from settler_streams.dev.stack import PartName
 from tests.chaos.field_of_work import EXECUTORS, SESSION_S, WORKERS, Field
 from tests.chaos.pace import elapse, observe
 from tests.chaos.proxy import (
@@ -32,6 +34,20 @@ STORM_ROUNDS = 3
 
 Fault = Callable[[Field, random.Random], Awaitable[None]]
 """Its own draws, so that another fault at the same time does not change them."""
+
+
+def _at(service: PartName) -> Callable[[Fault], Fault]:
+    """Two blows at one service are struck one after the other, though their turn comes together."""
+
+    def alone(fault: Fault) -> Fault:
+        @functools.wraps(fault)
+        async def turn(field: Field, chance: random.Random) -> None:
+            async with field.struck[service]:
+                await fault(field, chance)
+
+        return turn
+
+    return alone
 
 
 async def _strike_one(
@@ -82,6 +98,7 @@ async def next_version(field: Field, chance: random.Random) -> None:
         await elapse(chance.uniform(1.0, 3.0))
 
 
+@_at("kafka")
 async def broker_killed(field: Field, chance: random.Random) -> None:
     """SIGKILL, then a start."""
     await asyncio.to_thread(field.stack.part("kafka").kill)
@@ -90,6 +107,7 @@ async def broker_killed(field: Field, chance: random.Random) -> None:
     await field.bring_up("kafka")
 
 
+@_at("kafka")
 async def broker_restarted(field: Field, _chance: random.Random) -> None:
     """SIGTERM, then a start."""
     await asyncio.to_thread(field.stack.part("kafka").stop)
@@ -100,6 +118,7 @@ async def broker_restarted(field: Field, _chance: random.Random) -> None:
 def broker_frozen(seconds: float) -> Fault:
     """SIGSTOP for so long."""
 
+    @_at("kafka")
     async def fault(field: Field, _chance: random.Random) -> None:
         process = field.stack.part("kafka").process
         process.send(signal.SIGSTOP)
@@ -144,6 +163,7 @@ UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutEr
 """What a fault's own call to Postgres may meet while another fault strikes it."""
 
 
+@_at("postgres")
 async def postgres_restarted(field: Field, _chance: random.Random) -> None:
     """Immediate shutdown (SIGQUIT: no checkpoint, so recovery follows), then a start."""
     part = field.stack.part("postgres")
@@ -172,6 +192,7 @@ def cut(what: str, new_trap: Callable[[], Trap], *, postgres: bool) -> Fault:
     return fault
 
 
+@_at("valkey")
 async def valkey_killed(field: Field, chance: random.Random) -> None:
     """SIGKILL, a while without it, then a start; what it held is gone."""
     await asyncio.to_thread(field.stack.part("valkey").kill)
@@ -180,6 +201,7 @@ async def valkey_killed(field: Field, chance: random.Random) -> None:
     await field.bring_up("valkey")
 
 
+@_at("valkey")
 async def valkey_frozen(field: Field, chance: random.Random) -> None:
     """SIGSTOP for a few seconds."""
     process = field.stack.part("valkey").process
@@ -189,6 +211,7 @@ async def valkey_frozen(field: Field, chance: random.Random) -> None:
     process.send(signal.SIGCONT)
 
 
+@_at("valkey")
 async def valkey_flushed(field: Field, _chance: random.Random) -> None:
     """Everything in it is gone at once."""
     client = redis.asyncio.Redis.from_url(field.settings.redis_url())

@@ -89,6 +89,9 @@ class Field:
         self._planned = [planned for planned in TENANTS if not few_jobs or planned.name in FEW_JOBS]
         self._stop = asyncio.Event()
         self._turn = asyncio.Lock()
+        services: tuple[PartName, ...] = ("kafka", "postgres", "valkey")
+        self.struck = {service: asyncio.Lock() for service in services}
+        """Held while a fault is at that service."""
         self._calm = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._loads: list[asyncio.Task[None]] = []
