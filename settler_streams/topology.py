@@ -41,7 +41,7 @@ class Topic(_Model):
     key: Literal["root-tenant", "partition", "state"]
     partitions: Literal["tenants", "pools"] | Annotated[int, Field(ge=1, le=1000)]
     retention_ms: int = Field(alias="retention")
-    cleanup: Literal["delete", "compact"] = "delete"
+    cleanup: Literal["delete", "compact", "compact,delete"] = "delete"
     max_message_bytes: Annotated[int, Field(ge=1024, le=16 * 2**20)] = 2**20
     events: tuple[str, ...]
     writers: tuple[Slug, ...]
@@ -193,9 +193,9 @@ def _declare(prefix: str, name: str, partitions: int, cleanup: str, retention_ms
         "max.message.bytes": str(BROKER_LIMIT_FACTOR * max_bytes),
         "message.timestamp.type": "LogAppendTime",
     }
-    if cleanup == "delete":
+    if "delete" in cleanup:
         config["retention.ms"] = str(retention_ms)
-    else:
+    if "compact" in cleanup:
         config["max.compaction.lag.ms"] = str(_COMPACTION_LAG_MS)
     return Declared(topic=full_name(prefix, name), partitions=partitions, config=config)
 

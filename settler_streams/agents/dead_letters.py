@@ -30,9 +30,9 @@ def effects_of(raw: ConsumerRecord[bytes, bytes]) -> tuple[Effect, ...]:
     headers = {name: value for name, value in raw.headers if value is not None}
     if dead_letter_form.REASON not in headers:
         return ()
-    letter = DeadLetter(raw.partition, raw.offset, raw.key, raw.value or b"", headers)
+    letter = DeadLetter(raw.partition, raw.offset, headers.get(dead_letter_form.KEY), raw.value or b"", headers)
     row = DeadLetterRow(
-        tenant_id=_tenant_of(raw.key),
+        tenant_id=_tenant_of(letter.key),
         letter_partition=letter.partition,
         letter_offset=letter.offset,
         role=letter.role,

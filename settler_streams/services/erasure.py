@@ -4,6 +4,7 @@
 
     begin     the record; from here on no door opens for the tenant, and its grace is over for good
     folds     admission, the scheduler and the flags forget it, and say so
+    letters   its dead letters are taken out of their topic
     records   what Kafka still holds of it is counted; it goes with each topic's retention
     files     its record sets
     cache     its keys in Valkey
@@ -24,6 +25,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from settler_streams.adapters import tenant_folder
+from settler_streams.adapters.kafka import dead_letter_removal
 from settler_streams.adapters.kafka.tenant_records import TenantRecords
 from settler_streams.adapters.kafka.tenant_state import TenantState
 from settler_streams.adapters.postgres import erasures
@@ -130,8 +132,8 @@ class ErasureService:
         erasure = await erasures.begin(self._pool, tenant_id, actor)
         progress("begin")
         steps = {
-            "folds": self._forget_in_folds, "records": self._count_records, "files": self._remove_files,
-            "cache": self._empty_cache, "rows": self._delete_rows,
+            "folds": self._forget_in_folds, "letters": self._take_letters_out, "records": self._count_records,
+            "files": self._remove_files, "cache": self._empty_cache, "rows": self._delete_rows,
         }  # fmt: skip
         for step, work in steps.items():
             if erasure.ended_at is not None or step in erasure.steps:
@@ -175,6 +177,11 @@ class ErasureService:
         pools = range(self._topology.worker_pools)
         return {("admission", home), ("flags", home), *(("scheduler", pool) for pool in pools)}
 
+    async def _take_letters_out(self, erasure: Erasure, _progress: Progress) -> None:
+        taken_out = await dead_letter_removal.take_out(self._settings, self._topology, erasure.tenant_id)
+        if taken_out:
+            await erasures.add_count(self._pool, erasure.tenant_id, "dead-letters", taken_out)
+
     async def _count_records(self, erasure: Erasure, _progress: Progress) -> None:
         """Single records cannot be taken out of a topic: how many stay until its retention ends is in the record."""
         kept = [topic.name for topic in self._topology.topics if topic.cleanup == "delete"]
@@ -211,6 +218,8 @@ class ErasureService:
         left: dict[str, str] = {}
         if state := await self._state_left(erasure):
             left["folds"] = ", ".join(f"{topic} has {', '.join(keys[:3])}" for topic, keys in state.items())
+        if letters := await dead_letter_removal.left_of(self._settings, self._topology, erasure.tenant_id):
+            left["letters"] = f"{letters} dead letters"
         if await asyncio.to_thread(tenant_folder.is_there, self._settings.record_sets_dir, erasure.tenant_id):
             left["files"] = "its folder is there"
         async with self._keys() as keys:

@@ -152,7 +152,7 @@ def _dead_letters(recording: Recording, findings: Findings) -> None:
     findings.claim("doubled", "records with two dead letters of one fold", repeated(places))
     changed = [
         e.where for place, e in wanted.items()
-        if place in found and ((e.value or b""), e.key) != (found[place].value, found[place].key)
+        if place in found and ((e.value or b""), e.key) != (found[place].value, found[place].headers.get("dl-key"))
     ]  # fmt: skip
     findings.claim("lost", "dead letters that are not their record", changed)
 

@@ -50,7 +50,7 @@ CONTRACT = {
     "job-dispatches": ("partition", 1, "delete", 1),
     "job-results": ("root-tenant", 8, "delete", 30),
     "tenant-signals": ("root-tenant", 8, "delete", 30),
-    "dead-letters": ("partition", 8, "delete", 30),
+    "dead-letters": ("partition", 8, "compact,delete", 30),
 }
 SINGLE_WRITERS = {
     "tenant-changes": "tenant-service",

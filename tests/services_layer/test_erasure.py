@@ -12,18 +12,21 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
-from settler_streams.adapters.kafka import dead_letters
+from settler_streams.adapters.kafka import dead_letter_form, dead_letters
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.dead_letters import Selection
 from settler_streams.adapters.kafka.tenant_state import TenantState
 from settler_streams.adapters.postgres import erasures
 from settler_streams.adapters.valkey.rate_limit import Limit, ValkeyRateLimiter
 from settler_streams.adapters.valkey.tenant_keys import TenantKeys
-from settler_streams.errors import ConflictError, NotFoundError, UnavailableError
+from settler_streams.errors import ConflictError, NotFoundError, RecordError, UnavailableError
 from settler_streams.events import (
     FileRecords,
     FlagState,
@@ -46,10 +49,11 @@ from settler_streams.services import (
     erasure_answers,
 )
 from settler_streams.services.backups import restore_tenant
+from settler_streams.services.erasure import Progress
 from settler_streams.services.exports import export_tenant
 from settler_streams.services.feed import TopicFeed
 from settler_streams.settings import Settings
-from settler_streams.topology import load_topology
+from settler_streams.topology import full_name, load_topology
 from tests.adapters.postgres.conftest import owner_of
 from tests.adapters.postgres.test_postgres_erasure import rows_of
 from tests.adapters.postgres.test_postgres_isolation import ROWS
@@ -193,15 +197,15 @@ async def test_nothing_is_left_of_an_erased_tenant_and_another_is_as_it_was(
     told = list[str]()
     erasure = await service.erase(lived.id, actor="ann", progress=told.append)
     assert [step for step in told if not step.startswith("rows/")] == [
-        "begin", "folds", "records", "files", "cache", "rows", "check"
+        "begin", "folds", "letters", "records", "files", "cache", "rows", "check"
     ]  # fmt: skip
     assert erasure.ended_at is not None
     assert (erasure.asked_by, erasure.version, erasure.root_id) == ("ann", 3, lived.id)
     assert {f"table/{table}" for table in TABLES} <= erasure.counts.keys()
-    assert (erasure.counts["files"], erasure.counts["cache"]) == (3, 2)
+    assert [erasure.counts[what] for what in ("dead-letters", "files", "cache")] == [1, 3, 2]
     topics = {name: number for name, number in erasure.counts.items() if name.startswith("topic/")}
     assert topics.keys() >= {
-        "topic/job-requests", "topic/usage-events", "topic/job-decisions", "topic/pool-inputs", "topic/dead-letters",
+        "topic/job-requests", "topic/usage-events", "topic/job-decisions", "topic/pool-inputs",
         "topic/tenant-changes", "topic/flag-commands", "topic/flag-changes", "topic/job-results",
     }  # fmt: skip
 
@@ -236,11 +240,7 @@ async def refused_everywhere(platform: Platform, settings: Settings, lived: Live
     with pytest.raises(NotFoundError):
         await platform.directory.find(tenant.id)
     letters = await dead_letters.select(settings, load_topology(), Selection(), 1_000)
-    hidden = await dead_letters.select(
-        settings, load_topology(), Selection(erased=platform.directory.erased), 1_000
-    )  # fmt: skip
-    assert [letter.value for letter in letters if tenant.id.encode() in letter.value]
-    assert [letter.value for letter in hidden if tenant.id.encode() in letter.value] == []
+    assert [letter.value for letter in letters if tenant.id.encode() in letter.value] == []
     late = await decision_on_a_job(platform, tenant)
     assert (late.admitted, late.reason) == (False, RejectReason.UNKNOWN_TENANT)
     assert await state_of(settings, tenant) == {}, "what came late has brought nothing back"
@@ -273,7 +273,7 @@ async def test_whoever_is_killed_at_any_point_is_continued_by_the_next_call(
         async with ErasureService.connect(settings) as service:  # another process
             with contextlib.suppress(KilledError):
                 erasure = await service.erase(lived.id, actor="ann", progress=dying)
-    assert set(died) >= {"begin", "folds", "records", "files", "cache", "rows", "rows/tenants", "check"}
+    assert set(died) >= {"begin", "folds", "letters", "records", "files", "cache", "rows", "rows/tenants", "check"}
     deletions = {"tenant.deleted": 1}  # is one audit entry more than were counted above
     counted = {name: number for name, number in erasure.counts.items() if name.startswith("table/")}
     assert sum(counted.values()) == rows + sum(deletions.values())
@@ -381,24 +381,42 @@ async def test_what_may_not_be_erased_is_refused_and_parents_come_after_their_ch
 
 
 async def test_what_is_left_is_named_and_goes_with_the_next_call(
-    platform: Platform, settings: Settings, service: ErasureService, owner: asyncpg.Connection
-) -> None:
+    platform: Platform, settings: Settings, service: ErasureService, owner: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     lived = await deleted(platform, await lived_in(platform, settings))
+    delete_rows = service._delete_rows
 
-    def meddling(done: str) -> None:
-        if done == "rows":
-            write(settings.record_sets_dir / lived.id / "late.csv")
+    async def meddled_with(erasure: Erasure, progress: Progress) -> None:
+        await delete_rows(erasure, progress)
+        write(settings.record_sets_dir / lived.id / "late.csv")
+        await refuse_late(settings, lived.id)
 
-    with pytest.raises(ErasureIncompleteError, match="files: its folder is there") as refused:
-        await service.erase(lived.id, progress=meddling)
-    assert list(refused.value.left) == ["files"]
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "_delete_rows", meddled_with)
+        with pytest.raises(
+            ErasureIncompleteError, match="letters: 1 dead letters; files: its folder is there"
+        ) as refused:
+            await service.erase(lived.id)
+    assert list(refused.value.left) == ["letters", "files"]
     record = await service.get(lived.id)
     assert record is not None
     assert (record.ended_at, set(record.steps)) == (None, {"folds", "records", "cache", "rows"})
     record = await service.erase(lived.id)
     assert record.ended_at is not None
-    assert record.counts["files"] == 2, "as the first look has found"
+    assert (record.counts["files"], record.counts["dead-letters"]) == (2, 2), "files as the first look has found them"
     assert list(await rows_of(owner, lived.id)) == RECORD_ALONE
+
+
+async def refuse_late(settings: Settings, tenant: TenantId) -> None:
+    """As a worker that has not heard of the erasure."""
+    raw: Any = SimpleNamespace(
+        key=tenant.encode(), value=b"late", headers=(), partition=0, offset=10**6, topic=full_name("d", "job-requests")
+    )
+    letter = dead_letter_form.letter(raw, "admission", RecordError("schema", "late"), 1_000)
+    topic = full_name(settings.deployment, "dead-letters")
+    async with Cluster.of(settings).producer(acks="all") as producer:
+        await producer.send_and_wait(topic, letter.value, key=letter.key, partition=0, headers=letter.headers)
 
 
 async def test_a_fold_that_does_not_answer_is_named_and_asked_again(

@@ -16,8 +16,9 @@ from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFai
 from aiokafka.structs import TopicPartition
 from pydantic import SecretStr
 
-from settler_streams.adapters.kafka import acls
+from settler_streams.adapters.kafka import acls, dead_letter_removal, dead_letters
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.dead_letters import Selection
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.client import SettlerClient
@@ -156,6 +157,16 @@ async def test_what_lies_in_a_wrong_partition_is_forwarded_and_the_undecodable_s
     letters = await log.until("dead-letters", lambda records: any(r.value == b"forwarded" for r in records))
     origins = {dict(r.headers)["dl-partition"] for r in letters if r.value == b"forwarded"}
     assert origins == {b"1"}
+
+
+async def test_an_operator_redrives_and_takes_dead_letters_out(trusted: Trusted, log: KafkaLog) -> None:
+    stranger = TenantId(tenant_in(1, 8, PARTITIONS))
+    await KafkaLog(trusted.of(SDK), TOPOLOGY).append("job-requests", 1, [(stranger.encode(), b"refused")])
+    await log.until("dead-letters", lambda records: any(r.value == b"refused" for r in records))
+    operator, chosen = trusted.of("operator"), Selection(tenant=stranger)
+    redriven = await dead_letters.redrive(operator, TOPOLOGY, chosen, limit=10, rate_per_s=10)
+    assert len(redriven.sent) == 1
+    assert await dead_letter_removal.take_out(operator, TOPOLOGY, stranger) >= 1
 
 
 async def test_a_login_may_do_nothing_beyond_its_role(trusted: Trusted, log: KafkaLog) -> None:

@@ -1,4 +1,8 @@
-"""The form of a dead letter: the raw bytes as they came, and headers that say where they came from and why."""
+"""The form of a dead letter: the raw bytes as they came, and headers that say where they came from and why.
+
+Its key is its own, made of who refused what and when, and the record's key is a header: the topic is compacted besides
+being cut off by age, so that a tombstone takes a dead letter out of it before its time, and nothing else does.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ PARTITION = "dl-partition"
 OFFSET = "dl-offset"
 ATTEMPTS = "dl-attempts"
 AT_MS = "dl-at-ms"
+KEY = "dl-key"
+"""The record's own key; absent if it had none."""
 REDRIVEN = "dl-redriven"
 """On a marker beside the dead letters, and on nothing else: the offset of the one that has been redriven."""
 CUT = "dl-cut"
@@ -38,9 +44,9 @@ Headers = list[tuple[str, bytes]]
 
 
 class Letter(NamedTuple):
-    """A dead letter as it is sent."""
+    """A dead letter as it is sent; ``key`` is no other one's."""
 
-    key: bytes | None
+    key: bytes
     value: bytes
     headers: Headers
 
@@ -48,11 +54,13 @@ class Letter(NamedTuple):
 def letter(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms: int) -> Letter:
     """The dead letter of ``raw``: whole, or cut when it is larger than :data:`BYTES_MAX`."""
     size = size_of(raw)
+    key = f"{role}/{raw.topic}/{raw.partition}/{raw.offset}/{now_ms}".encode()
     said = headers(raw, role, error, now_ms)
     if size <= BYTES_MAX:
-        return Letter(raw.key, raw.value or b"", said)
-    key = raw.key if raw.key is None else raw.key[:CUT_KEY_BYTES_MAX]
-    about = [(name, value) for name, value in said if name.startswith("dl-")]
+        return Letter(key, raw.value or b"", said)
+    about = [
+        (name, value[:CUT_KEY_BYTES_MAX] if name == KEY else value) for name, value in said if name.startswith("dl-")
+    ]
     return Letter(key, (raw.value or b"")[:BYTES_MAX], [*about, (CUT, str(size).encode())])
 
 
@@ -76,6 +84,7 @@ def headers(raw: ConsumerRecord[Any, Any], role: str, error: RecordError, now_ms
         (OFFSET, str(raw.offset).encode()),
         (ATTEMPTS, str(attempts).encode()),
         (AT_MS, str(now_ms).encode()),
+        *([] if raw.key is None else [(KEY, raw.key)]),
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,7 +40,10 @@ TRANSACTION_TIMEOUT_MS = 30_000
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One refused record. ``topic``, ``origin_partition`` and ``origin_offset`` say where it lay; empty if unknown."""
+    """One refused record. ``topic``, ``origin_partition`` and ``origin_offset`` say where it lay; empty if unknown.
+
+    ``key`` is the record's own; ``place`` is what the dead letter is filed under.
+    """
 
     partition: int
     offset: int
@@ -48,6 +51,7 @@ class DeadLetter:
     value: bytes
     headers: Mapping[str, bytes]
     redriven: bool = False
+    place: bytes = b""
 
     @property
     def id(self) -> str:
@@ -58,6 +62,10 @@ class DeadLetter:
     def tenant(self) -> str:
         """The key: the root tenant, for records of tenant topics."""
         return (self.key or b"").decode(errors="replace")
+
+    def is_of(self, tenants: Set[TenantId]) -> bool:
+        """Whether its key or its event names one of ``tenants``."""
+        return bool(tenants & {self.tenant, whose(self.key, self.value)})
 
     @property
     def reason(self) -> str:
@@ -135,7 +143,7 @@ class Selection:
             and (self.since_ms is None or letter.at_ms >= self.since_ms)
             and (not self.ids or letter.id in self.ids)
             and not (self.open_only and (letter.redriven or letter.quarantined))
-            and not (self.erased and self.erased & {letter.tenant, whose(letter.key, letter.value)})
+            and not (self.erased and letter.is_of(self.erased))
         )
 
 
@@ -158,8 +166,8 @@ async def select(settings: Settings, topology: Topology, selection: Selection, l
     if not 1 <= limit <= LIST_MAX:
         raise InvalidRequestError(f"limit {limit}: between 1 and {LIST_MAX}")
     found: list[DeadLetter] = []
-    consumer = _consumer(settings)
-    async with _translated("reading the dead letters"):
+    consumer = reader(settings)
+    async with translated("reading the dead letters"):
         await consumer.start()
         try:
             for number in range(topology.partitions(TOPIC)):
@@ -210,7 +218,7 @@ async def redrive(
     """
     producer = _producer(settings, topology)
     outcome = Redriven()
-    async with _translated("redriving"):
+    async with translated("redriving"):
         await producer.start()  # fences a redrive that is under way, so the markers read next are final
         try:
             chosen = selection if selection.ids else replace(selection, open_only=not force)
@@ -258,8 +266,8 @@ async def _send(producer: aiokafka.AIOKafkaProducer, dead_letters: str, chunk: S
         sent: list[asyncio.Future[Any]] = []
         try:
             for letter in chunk:
-                for topic, partition, value, headers in _records_of(letter, dead_letters):
-                    sent.append(await producer.send(topic, value, key=letter.key, partition=partition, headers=headers))
+                for topic, partition, key, value, headers in _records_of(letter, dead_letters):
+                    sent.append(await producer.send(topic, value, key=key, partition=partition, headers=headers))
         except (KafkaError, IllegalOperation):
             # After a refusal the producer takes nothing more; why, only what it had taken can tell.
             await asyncio.gather(*sent)
@@ -267,38 +275,55 @@ async def _send(producer: aiokafka.AIOKafkaProducer, dead_letters: str, chunk: S
         await asyncio.gather(*sent)  # a transaction commits even when a send in it has failed, so each is awaited
 
 
-def _records_of(letter: DeadLetter, dead_letters: str) -> Iterator[tuple[str, int, bytes, list[tuple[str, bytes]]]]:
-    """Topic, partition, value and headers: the record back to where it came from, and the marker that it has been."""
+def _records_of(
+    letter: DeadLetter, dead_letters: str
+) -> Iterator[tuple[str, int, bytes | None, bytes, list[tuple[str, bytes]]]]:
+    """Topic, partition, key, value and headers of the record, back to where it came from, and of the marker of that."""
     own = [(name, value) for name, value in letter.headers.items() if not name.startswith("dl-")]
-    yield letter.topic, letter.origin_partition, letter.value, [*own, (form.ATTEMPTS, str(letter.attempts).encode())]
-    yield dead_letters, letter.partition, b"", [(form.REDRIVEN, str(letter.offset).encode())]
+    attempts = (form.ATTEMPTS, str(letter.attempts).encode())
+    yield letter.topic, letter.origin_partition, letter.key, letter.value, [*own, attempts]
+    marker = f"redriven/{letter.id}".encode()
+    yield dead_letters, letter.partition, marker, b"", [(form.REDRIVEN, str(letter.offset).encode())]
 
 
 async def _read(
     consumer: aiokafka.AIOKafkaConsumer, tp: TopicPartition, selection: Selection, limit: int
 ) -> list[DeadLetter]:
     """The selected dead letters of one partition up to its present end. A marker lies behind its dead letter."""
-    consumer.assign([tp])
-    end = (await consumer.end_offsets([tp]))[tp]
-    redriven: set[int] = set()
-    async with contextlib.aclosing(_records(consumer, tp, end)) as records:
-        async for record in records:
-            marked = dict(record.headers).get(form.REDRIVEN, b"")
-            if marked.isdigit():
-                redriven.add(int(marked))
     found: list[DeadLetter] = []
-    async with contextlib.aclosing(_records(consumer, tp, end)) as records:
-        async for record in records:
-            headers = dict(record.headers)
-            if form.REASON not in headers:
-                continue
-            gone_back = record.offset in redriven
-            letter = DeadLetter(tp.partition, record.offset, record.key, record.value or b"", headers, gone_back)
+    async with contextlib.aclosing(letters_in(consumer, tp)) as letters:
+        async for letter in letters:
             if selection.takes(letter):
                 found.append(letter)
                 if len(found) == limit:
                     break
     return found
+
+
+async def letters_in(consumer: aiokafka.AIOKafkaConsumer, tp: TopicPartition) -> AsyncGenerator[DeadLetter, None]:
+    """The dead letters of one partition up to its present end, but for those that a tombstone has taken out.
+
+    It is read twice: markers and tombstones lie behind what they are about.
+    """
+    consumer.assign([tp])
+    end = (await consumer.end_offsets([tp]))[tp]
+    redriven: set[int] = set()
+    taken_out: set[bytes] = set()
+    async with contextlib.aclosing(_records(consumer, tp, end)) as records:
+        async for record in records:
+            marked = dict(record.headers).get(form.REDRIVEN, b"")
+            if marked.isdigit():
+                redriven.add(int(marked))
+            if record.value is None and record.key is not None:
+                taken_out.add(record.key)
+    async with contextlib.aclosing(_records(consumer, tp, end)) as records:
+        async for record in records:
+            headers = dict(record.headers)
+            if form.REASON in headers and record.key not in taken_out:
+                yield DeadLetter(
+                    tp.partition, record.offset, headers.get(form.KEY), record.value or b"", headers,
+                    record.offset in redriven, record.key or b"",
+                )  # fmt: skip
 
 
 async def _records(
@@ -314,7 +339,8 @@ async def _records(
                 yield record
 
 
-def _consumer(settings: Settings) -> aiokafka.AIOKafkaConsumer:
+def reader(settings: Settings) -> aiokafka.AIOKafkaConsumer:
+    """A consumer for :func:`letters_in`, not started."""
     return Cluster.of(settings).consumer(
         client_id=f"{settings.deployment}.operator",
         isolation_level="read_committed",
@@ -338,7 +364,8 @@ def _chunks(letters: Sequence[DeadLetter], size: int) -> list[Sequence[DeadLette
 
 
 @contextlib.asynccontextmanager
-async def _translated(doing: str) -> AsyncIterator[None]:
+async def translated(doing: str) -> AsyncIterator[None]:
+    """Kafka's failures as ours, with what was being done."""
     try:
         yield
     except (KafkaError, IllegalOperation, TimeoutError) as error:

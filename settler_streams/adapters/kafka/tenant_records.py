@@ -12,6 +12,7 @@ import msgspec
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from settler_streams.adapters.kafka import dead_letter_form as form
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import UnavailableError
 from settler_streams.ids import TenantId, partition_of
@@ -21,11 +22,16 @@ from settler_streams.topology import Topology, full_name
 CALL_S_MAX = 30.0
 """Longest wait for one answer of the broker."""
 POLL_MS = 500
+DEAD_LETTERS = "dead-letters"
+"""Whose records have their own key in a header."""
 
 
 @dataclass(frozen=True, slots=True)
 class TenantRecord:
-    """A record as it lies in Kafka; ``topic`` is the declared name, ``timestamp`` Unix milliseconds."""
+    """A record as it lies in Kafka; ``topic`` is the declared name, ``timestamp`` Unix milliseconds.
+
+    ``key`` of a dead letter is that of the record which was refused.
+    """
 
     topic: str
     partition: int
@@ -84,7 +90,7 @@ class TenantRecords:
 
     def topics(self) -> list[str]:
         """The topics in which a tenant has records: those of events, and the dead letters."""
-        return [topic.name for topic in self._topology.topics if topic.events or topic.name == "dead-letters"]
+        return [topic.name for topic in self._topology.topics if topic.events or topic.name == DEAD_LETTERS]
 
     async def read(self, topic: str) -> AsyncIterator[TenantRecord]:
         """The tenant's records of ``topic``, in order within a partition.
@@ -103,10 +109,9 @@ class TenantRecords:
                         break
                     fetched = await self._consumer.getmany(tp, timeout_ms=POLL_MS)
                 for record in fetched.get(tp, ()):
-                    if record.offset < self._ends[tp] and whose(record.key, record.value) == self._tenant_id:
-                        yield TenantRecord(
-                            topic, tp.partition, record.offset, record.timestamp, record.key, record.value
-                        )
+                    key = dict(record.headers).get(form.KEY) if topic == DEAD_LETTERS else record.key
+                    if record.offset < self._ends[tp] and whose(key, record.value) == self._tenant_id:
+                        yield TenantRecord(topic, tp.partition, record.offset, record.timestamp, key, record.value)
             self._consumer.pause(tp)
 
     def _partitions(self, topic: str) -> list[TopicPartition]:

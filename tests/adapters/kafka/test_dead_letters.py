@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import aiokafka
 import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
 
-from settler_streams.adapters.kafka import broker, dead_letter_form, dead_letters
+from settler_streams.adapters.kafka import broker, dead_letter_form, dead_letter_removal, dead_letters
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.dead_letters import LIST_MAX, Selection
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, RecordError
+from settler_streams.ids import TenantId
 from settler_streams.settings import Settings
 from settler_streams.topology import full_name, load_topology
 
@@ -26,6 +29,8 @@ pytestmark = pytest.mark.services
 TOPOLOGY = load_topology()
 TENANT = "0190a1b2-0000-7000-8000-0000000000a1"
 OTHER = "0190a1b2-0000-7000-8000-0000000000b2"
+OFFSETS = itertools.count(41)
+"""Where each record lay that is refused here."""
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +50,11 @@ async def producing(settings: Settings) -> AsyncIterator[aiokafka.AIOKafkaProduc
 class Raw:
     """The record that was refused, as a step sees it."""
 
-    def __init__(self, topic: str, partition: int, offset: int, attempts: bytes | None = None) -> None:
-        self.topic, self.partition, self.offset = topic, partition, offset
+    def __init__(
+        self, topic: str, partition: int, offset: int, attempts: bytes | None = None, key: bytes | None = None,
+        value: bytes = b"",
+    ) -> None:  # fmt: skip
+        self.topic, self.partition, self.offset, self.key, self.value = topic, partition, offset, key, value
         self.headers: tuple[tuple[str, bytes], ...] = (("traceparent", b"00-ab-cd-01"),)
         if attempts is not None:
             self.headers += ((dead_letter_form.ATTEMPTS, attempts),)
@@ -56,12 +64,12 @@ async def refuse(
     settings: Settings, value: bytes, *, reason: str = "schema", tenant: str = TENANT, partition: int = 3,
     attempts: bytes | None = None, at_ms: int = 1_000, topic: str = "job-requests",
 ) -> str:  # fmt: skip
-    raw: Any = Raw(full_name(settings.deployment, topic), partition, 41, attempts)
-    headers = dead_letter_form.headers(raw, "admission", RecordError(reason, "why"), at_ms)
+    raw: Any = Raw(full_name(settings.deployment, topic), partition, next(OFFSETS), attempts, tenant.encode(), value)
+    letter = dead_letter_form.letter(raw, "admission", RecordError(reason, "why"), at_ms)
     async with producing(settings) as producer:
         stored = await producer.send_and_wait(
-            full_name(settings.deployment, "dead-letters"), value, key=tenant.encode(), partition=partition,
-            headers=headers,
+            full_name(settings.deployment, "dead-letters"), letter.value, key=letter.key, partition=partition,
+            headers=letter.headers,
         )  # fmt: skip
     return f"{stored.partition}-{stored.offset}"
 
@@ -95,7 +103,8 @@ async def test_a_dead_letter_keeps_its_bytes_and_says_where_it_came_from(setting
     assert letter.value == b"\xff\x00 not json"
     assert (letter.reason, letter.detail, letter.role) == ("not-json", "why", "admission")
     assert letter.topic == full_name(settings.deployment, "job-requests")
-    assert (letter.origin_partition, letter.origin_offset) == (3, 41)
+    assert (letter.origin_partition, letter.key) == (3, TENANT.encode())
+    assert letter.place.decode() == f"admission/{letter.topic}/3/{letter.origin_offset}/5000"
     assert (letter.attempts, letter.at_ms, letter.tenant) == (1, 5_000, TENANT)
     assert letter.headers["traceparent"] == b"00-ab-cd-01"
     assert not letter.redriven
@@ -195,3 +204,53 @@ def test_a_forged_count_of_attempts_is_nought(forged: bytes) -> None:
     raw: Any = Raw("d.job-requests", 0, 0, forged)
     headers = dict(dead_letter_form.headers(raw, "admission", RecordError("schema", "why"), 0))
     assert headers[dead_letter_form.ATTEMPTS] == b"1"
+
+
+ERASED = TenantId("0190a1b2-0000-7000-8000-0000000000e1")
+
+
+def naming(tenant: str) -> bytes:
+    """An event that names the tenant, and is refused for something else."""
+    return b'{"tenantid":"%s"}' % tenant.encode()
+
+
+async def test_a_tenants_dead_letters_are_taken_out_and_no_others(settings: Settings) -> None:
+    by_key = [await refuse(settings, b"by key", tenant=ERASED, partition=each) for each in (0, 3, 3)]
+    by_event = await refuse(settings, naming(ERASED), tenant=OTHER)
+    kept = [await refuse(settings, b"kept", tenant=OTHER), await refuse(settings, naming(OTHER), tenant=TENANT)]
+    before = [letter.id for letter in await everything(settings)]
+    assert {*by_key, by_event, *kept} <= set(before)
+    assert await dead_letter_removal.left_of(settings, TOPOLOGY, ERASED) == 4
+    assert await dead_letter_removal.take_out(settings, TOPOLOGY, ERASED) == 4
+    after = [letter.id for letter in await everything(settings)]
+    assert after == [one for one in before if one not in (*by_key, by_event)]
+    assert await dead_letter_removal.left_of(settings, TOPOLOGY, ERASED) == 0
+    assert await dead_letter_removal.take_out(settings, TOPOLOGY, ERASED) == 0, "a repetition finds nothing"
+    with pytest.raises(NotFoundError):
+        await dead_letters.find(settings, TOPOLOGY, by_event)
+    late = await refuse(settings, b"late", tenant=ERASED)
+    assert (await dead_letters.find(settings, TOPOLOGY, late)).value == b"late", "a tombstone is for one dead letter"
+    assert await dead_letter_removal.take_out(settings, TOPOLOGY, ERASED) == 1
+
+
+async def everything(settings: Settings) -> list[dead_letters.DeadLetter]:
+    return await dead_letters.select(settings, TOPOLOGY, Selection(), LIST_MAX)
+
+
+@pytest.mark.slow
+async def test_compaction_removes_the_bytes_of_what_was_taken_out_and_nothing_else(settings: Settings) -> None:
+    gone = [await refuse(settings, b"gone for good", tenant=ERASED, partition=5) for _ in range(3)]
+    kept = [await refuse(settings, b"stays", tenant=OTHER, partition=5) for _ in range(3)]
+    assert (await redrive(settings, Selection(ids=frozenset(kept[:1])))).sent == kept[:1]
+    before = [(letter.id, letter.redriven) for letter in await everything(settings) if letter.id not in gone]
+    topic = full_name(settings.deployment, "dead-letters")
+    quick = {"cleanup.policy": "compact,delete", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.001"}
+    async with Cluster.of(settings).admin() as client:
+        await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=quick)])
+    assert await dead_letter_removal.take_out(settings, TOPOLOGY, ERASED) == 3
+    async with asyncio.timeout(200):
+        while any(record.value == b"gone for good" for record in await at_origin(settings, "dead-letters", 5)):
+            # Each further record closes a segment, which is what the cleaner looks at.
+            await refuse(settings, b"closes a segment", tenant=OTHER, partition=5, at_ms=99_000_000)
+    after = [(one.id, one.redriven) for one in await everything(settings) if one.value != b"closes a segment"]
+    assert after == before
