@@ -8,7 +8,7 @@
     files/...                 the record sets
 
 The folder appears under its name when it is complete. What a killed export has left lies beside it, as
-``<name>.partial``, and is made anew by the next one.
+``<name>.partial``, and is made anew by the next one. Whoever is at it has it locked: a second one is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import asyncio
 import base64
 import datetime as dt
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -90,33 +91,33 @@ async def export_tenant(
         progress: told each file.
 
     Raises:
-        ConflictError: ``folder`` is there already.
+        ConflictError: ``folder`` is there already, or another export to it is under way.
         NotFoundError: there is no such tenant.
         UnavailableError: PostgreSQL or Kafka did not answer; run it again.
     """
-    partial = _begun(folder)
-    writer = _Writer(partial, progress)
-    async with tenant_transaction(settings, tenant_id) as tx:
-        await audit.record(
-            tx, tenant_id, "tenant.exported", f"tenant/{tenant_id}",
-            after={"secrets": secrets}, actor=actor, request_id=request_id,
-        )  # fmt: skip
-    async with TenantRows.open(settings, tenant_id) as rows:
-        root_id = TenantId(await rows.root_id())
-        for table in await rows.tables():
-            with writer.file(f"tables/{table}.jsonl") as file:
-                file.lines = await rows.copy(table, file.write, secrets=secrets)
-        layout = await rows.layout()
-    async with TenantRecords(settings, load_topology(), tenant_id, root_id).opened() as records:
-        for topic in records.topics():
-            with writer.file(f"events/{topic}.jsonl") as file:
-                file.lines = 0
-                async for record in records.read(topic):
-                    file.append(msgspec.json.encode(_shown(record)) + b"\n")
-                    file.lines += 1
-    await asyncio.to_thread(_copy_record_sets, settings.record_sets_dir / tenant_id, writer)
-    manifest = Manifest(FORMAT, tenant_id, root_id, dt.datetime.now(dt.UTC), layout, secrets, writer.files)
-    _finish(partial, folder, manifest)
+    with _begun(folder) as partial:
+        writer = _Writer(partial, progress)
+        async with tenant_transaction(settings, tenant_id) as tx:
+            await audit.record(
+                tx, tenant_id, "tenant.exported", f"tenant/{tenant_id}",
+                after={"secrets": secrets}, actor=actor, request_id=request_id,
+            )  # fmt: skip
+        async with TenantRows.open(settings, tenant_id) as rows:
+            root_id = TenantId(await rows.root_id())
+            for table in await rows.tables():
+                with writer.file(f"tables/{table}.jsonl") as file:
+                    file.lines = await rows.copy(table, file.write, secrets=secrets)
+            layout = await rows.layout()
+        async with TenantRecords(settings, load_topology(), tenant_id, root_id).opened() as records:
+            for topic in records.topics():
+                with writer.file(f"events/{topic}.jsonl") as file:
+                    file.lines = 0
+                    async for record in records.read(topic):
+                        file.append(msgspec.json.encode(_shown(record)) + b"\n")
+                        file.lines += 1
+        await asyncio.to_thread(_copy_record_sets, settings.record_sets_dir / tenant_id, writer)
+        manifest = Manifest(FORMAT, tenant_id, root_id, dt.datetime.now(dt.UTC), layout, secrets, writer.files)
+        _finish(partial, folder, manifest)
     return manifest
 
 
@@ -144,14 +145,27 @@ def problems(folder: Path) -> list[str]:
     return found + [f"{name} is not part of the export" for name in sorted(extra)]
 
 
-def _begun(folder: Path) -> Path:
-    """An empty folder to write to, instead of what an export that was killed has left."""
+@contextmanager
+def _begun(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, instead of what an export that was killed has left; locked until it is left."""
     if folder.exists():
         raise ConflictError(f"{folder} is there already; an export does not overwrite")
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700, parents=True)
-    return partial
+    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = partial.stat().st_ino == os.fstat(held).st_ino  # else another one has finished in between
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise ConflictError(f"another export to {folder} is under way, or has just ended")
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield partial
+    finally:
+        os.close(held)  # and with it the lock, which also ends with the process
 
 
 def _finish(partial: Path, folder: Path, manifest: Manifest) -> None:

@@ -212,6 +212,24 @@ def exports_in(folder: Path) -> list[str]:
     return [path.name for path in folder.glob("export*")]
 
 
+async def test_a_second_export_to_the_same_folder_is_refused_while_one_is_under_way(
+    platform: Platform, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = (await lived_in(platform, settings)).tenant
+    copy, refused = tenant_rows.TenantRows.copy, list[str]()
+
+    async def meanwhile(self: tenant_rows.TenantRows, table: str, sink: tenant_rows.Sink, *, secrets: bool) -> int:
+        with pytest.raises(ConflictError, match=r"another export to .* is under way"):
+            await export_tenant(settings, tenant.id, tmp_path / "export")
+        refused.append(table)
+        return await copy(self, table, sink, secrets=secrets)
+
+    monkeypatch.setattr(tenant_rows.TenantRows, "copy", meanwhile)
+    await export_tenant(settings, tenant.id, tmp_path / "export")
+    assert exports_in(tmp_path) == ["export"]
+    assert (problems(tmp_path / "export"), len(refused) > 10) == ([], True)
+
+
 async def test_what_is_changed_missing_or_too_much_is_found(
     platform: Platform, settings: Settings, tmp_path: Path
 ) -> None:
