@@ -1,6 +1,7 @@
 """Retention: each tenant says how long its ended jobs, its usage and its audit log are kept; the rest is deleted.
 
-What may be deleted is decided by the database, row by row (``0013_retention.sql``), whatever this program asks for.
+What may be deleted is decided by the database, row by row (``0013_retention.sql``, and for jobs
+``0024_rejected_jobs_end_too.sql``), whatever this program asks for.
 """
 
 from __future__ import annotations

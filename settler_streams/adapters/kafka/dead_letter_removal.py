@@ -9,7 +9,8 @@ from typing import Any
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
-from settler_streams.adapters.kafka.dead_letters import TOPIC, letters_in, reader, translated
+from settler_streams.adapters.kafka.dead_letters import letters_in, reader, translated
+from settler_streams.adapters.kafka.tenant_records import DEAD_LETTERS
 from settler_streams.ids import TenantId
 from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name
@@ -33,8 +34,8 @@ async def take_out(settings: Settings, topology: Topology, tenant: TenantId) -> 
         for client in (consumer, producer):
             await client.start()
             stack.push_async_callback(client.stop)
-        for number in range(topology.partitions(TOPIC)):
-            tp = TopicPartition(full_name(settings.deployment, TOPIC), number)
+        for number in range(topology.partitions(DEAD_LETTERS)):
+            tp = TopicPartition(full_name(settings.deployment, DEAD_LETTERS), number)
             sent: list[asyncio.Future[Any]] = []
             async with contextlib.aclosing(letters_in(consumer, tp)) as letters:
                 async for letter in letters:
@@ -59,8 +60,8 @@ async def left_of(settings: Settings, topology: Topology, tenant: TenantId) -> i
     async with translated("looking for dead letters"):
         await consumer.start()
         try:
-            for number in range(topology.partitions(TOPIC)):
-                tp = TopicPartition(full_name(settings.deployment, TOPIC), number)
+            for number in range(topology.partitions(DEAD_LETTERS)):
+                tp = TopicPartition(full_name(settings.deployment, DEAD_LETTERS), number)
                 async with contextlib.aclosing(letters_in(consumer, tp)) as letters:
                     found += sum([letter.is_of({tenant}) async for letter in letters])
         finally:

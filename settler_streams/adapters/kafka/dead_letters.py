@@ -21,13 +21,12 @@ from aiokafka.structs import TopicPartition
 from settler_streams.adapters.kafka import dead_letter_form as form
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.fencing import fenced
-from settler_streams.adapters.kafka.tenant_records import whose
+from settler_streams.adapters.kafka.tenant_records import DEAD_LETTERS, whose
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.ids import TenantId
 from settler_streams.settings import Settings
 from settler_streams.topology import BROKER_LIMIT_FACTOR, Topology, full_name
 
-TOPIC = "dead-letters"
 LIST_MAX = 10_000
 """Dead letters in memory at once: at the usual kilobyte each, ten megabytes."""
 READ_DEADLINE_S = 60.0
@@ -170,8 +169,8 @@ async def select(settings: Settings, topology: Topology, selection: Selection, l
     async with translated("reading the dead letters"):
         await consumer.start()
         try:
-            for number in range(topology.partitions(TOPIC)):
-                tp = TopicPartition(full_name(settings.deployment, TOPIC), number)
+            for number in range(topology.partitions(DEAD_LETTERS)):
+                tp = TopicPartition(full_name(settings.deployment, DEAD_LETTERS), number)
                 found += await _read(consumer, tp, selection, limit)
         finally:
             await consumer.stop()
@@ -228,7 +227,7 @@ async def redrive(
                 _check_origin(settings, topology, letter)
             for chunk in _chunks(wanted, min(REDRIVE_CHUNK_MAX, rate_per_s)):
                 began_s = time.monotonic()
-                await _send(producer, full_name(settings.deployment, TOPIC), chunk)
+                await _send(producer, full_name(settings.deployment, DEAD_LETTERS), chunk)
                 outcome.sent += [letter.id for letter in chunk]
                 on_sent(len(chunk))
                 if len(outcome.sent) < len(wanted):
@@ -253,7 +252,7 @@ def _sort_out(letters: Sequence[DeadLetter], outcome: Redriven, *, force: bool) 
 def _check_origin(settings: Settings, topology: Topology, letter: DeadLetter) -> None:
     prefix, _, name = letter.topic.partition(".")
     known = {topic.name for topic in topology.topics}
-    if prefix != settings.deployment or name not in known or name == TOPIC:
+    if prefix != settings.deployment or name not in known or name == DEAD_LETTERS:
         raise InvalidRequestError(f"dead letter {letter.id} came from {letter.topic!r}, no topic of this deployment")
     if not 0 <= letter.origin_partition < topology.partitions(name):
         raise InvalidRequestError(f"dead letter {letter.id}: {name} has no partition {letter.origin_partition}")
@@ -354,7 +353,7 @@ def _producer(settings: Settings, topology: Topology) -> aiokafka.AIOKafkaProduc
     return Cluster.of(settings).producer(
         transactional_id=f"{settings.deployment}.redrive",
         transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-        max_request_size=BROKER_LIMIT_FACTOR * topology.topic(TOPIC).max_message_bytes,
+        max_request_size=BROKER_LIMIT_FACTOR * topology.topic(DEAD_LETTERS).max_message_bytes,
         acks="all",
     )
 
