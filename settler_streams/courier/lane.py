@@ -21,8 +21,9 @@ from settler_streams.core.webhooks import backoff_s, lane_pause_s, retry_after_s
 from settler_streams.courier.sender import IN_FLIGHT_PER_LANE, Answer, Outcome, Sender
 from settler_streams.errors import ConfigurationError, InvalidRequestError
 from settler_streams.ids import TenantId
+from settler_streams.services import tenant_store
 from settler_streams.services.webhooks import Destination, KeyRing, Rules, Sealed, queries
-from settler_streams.services.webhooks.rows import audit, owner
+from settler_streams.services.webhooks.rows import changed, owner
 from settler_streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -194,9 +195,10 @@ class LaneRunner:
 
     async def _disable(self, tx: Transaction, lane: Lane) -> None:
         """The endpoint says that it is gone for good: nothing is sent or queued any more."""
+        await tenant_store.hold(tx, lane.tenant_id)
         await tx.execute(queries.SET_STATUS, lane.tenant_id, lane.webhook_id, "disabled", "gone")
         after = {"status": "disabled", "reason": "gone"}
-        await audit(tx, lane.tenant_id, lane.webhook_id, "webhook.disabled", ACTOR, after=after)
+        await changed(tx, lane.tenant_id, lane.webhook_id, "webhook.disabled", ACTOR, after=after)
         log.warning("webhook disabled: its endpoint is gone", **_named(lane))
 
     async def _release(self, lane: Lane, verdict: Verdict) -> None:

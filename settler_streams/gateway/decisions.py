@@ -22,7 +22,8 @@ Key = tuple[TenantId, JobId]
 
 
 class JobDecisions:
-    """Follows ``job-decisions`` from its end. A wait begins before the request is published, so none is missed."""
+    """Follows ``job-decisions`` from its end. A wait begins before the request is published, so none is
+    missed."""
 
     def __init__(self, settings: Settings) -> None:
         self._waiting: dict[Key, list[asyncio.Future[JobDecided]]] = {}
@@ -36,7 +37,10 @@ class JobDecisions:
 
     @contextmanager
     def expect(self, tenant_id: TenantId, job_id: JobId) -> Iterator[asyncio.Future[JobDecided]]:
-        """A future of the job's decision, from here on.
+        """A future of the job's decision, which is done already if that came a moment ago.
+
+        A job is decided once: whoever looked with :meth:`get`, did something else and then waited would wait in vain
+        for a decision that came in between.
 
         Raises:
             UnavailableError: too many submissions wait.
@@ -45,6 +49,8 @@ class JobDecisions:
             raise UnavailableError(f"{WAITING_MAX} submissions wait for a decision; try again later")
         future: asyncio.Future[JobDecided] = asyncio.get_running_loop().create_future()
         key = (tenant_id, job_id)
+        if (kept := self._kept.get(key)) is not None:
+            future.set_result(kept)
         waiting = self._waiting.setdefault(key, [])
         waiting.append(future)
         self._waiting_count += 1

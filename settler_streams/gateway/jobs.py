@@ -63,9 +63,11 @@ async def submit(request: Request) -> Response:
         if known is not None:
             return _answer(job_id, known, repeated=True)
     with gateway.decisions.expect(tenant_id, job_id) as decision:
-        await gateway.queue.add(QueueItem(tenant_id=tenant_id, job_id=job_id, request=asked), asked.priority)
-        await asyncio.wait([decision], timeout=DECISION_WITHIN_S)
-        return _answer(job_id, decision.result() if decision.done() else None)
+        repeated = decision.done()  # while the database was asked, which did not know it yet
+        if not repeated:
+            await gateway.queue.add(QueueItem(tenant_id=tenant_id, job_id=job_id, request=asked), asked.priority)
+            await asyncio.wait([decision], timeout=DECISION_WITHIN_S)
+        return _answer(job_id, decision.result() if decision.done() else None, repeated=repeated)
 
 
 async def show(request: Request) -> Response:

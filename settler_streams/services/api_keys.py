@@ -131,7 +131,7 @@ class ApiKeys:
         actor: str = PLATFORM_ACTOR,
         request_id: str | None = None,
     ) -> IssuedApiKey:
-        """Make a key; audited in the same transaction.
+        """Make a key; audited, and a version more of the tenant, in the same transaction.
 
         Raises:
             ConflictError: the tenant was deleted.
@@ -143,7 +143,7 @@ class ApiKeys:
             raise InvalidRequestError(f"a key's name has 1 to {NAME_CHARS_MAX} characters")
         _require_ahead(expires_at)
         async with self._pool.tenant(tenant_id) as tx:
-            await tenant_store.share(tx, tenant_id)
+            await tenant_store.lock(tx, tenant_id)
             return await _issue(tx, tenant_id, granted, name, expires_at, actor, request_id)
 
     async def list(self, tenant_id: TenantId, *, after: str | None = None, limit: int = 100) -> list[ApiKey]:
@@ -173,7 +173,8 @@ class ApiKeys:
         """Let a key in force do exactly this from its next request on. Errors as :meth:`issue` and :meth:`revoke`."""
         granted = _scopes(scopes)
         async with self._pool.tenant(tenant_id) as tx:
-            before = await _lock(tx, tenant_id, key_id)
+            await tenant_store.hold(tx, tenant_id)
+            before = await _read(tx, tenant_id, key_id)
             after = replace(before, scopes=granted)
             await _update(tx, before, after, "api-key.scopes-changed", actor, request_id)
         return after
@@ -190,7 +191,8 @@ class ApiKeys:
         """Let a key in force end at ``expires_at``, or never. Errors as :meth:`issue` and :meth:`revoke`."""
         _require_ahead(expires_at)
         async with self._pool.tenant(tenant_id) as tx:
-            before = await _lock(tx, tenant_id, key_id)
+            await tenant_store.hold(tx, tenant_id)
+            before = await _read(tx, tenant_id, key_id)
             after = replace(before, expires_at=expires_at)
             await _update(tx, before, after, "api-key.expiry-changed", actor, request_id)
         return after
@@ -216,8 +218,8 @@ class ApiKeys:
         if not dt.timedelta(0) <= overlap <= OVERLAP_MAX:
             raise InvalidRequestError(f"an overlap has 0 to {OVERLAP_MAX.days} days")
         async with self._pool.tenant(tenant_id) as tx:
-            await tenant_store.share(tx, tenant_id)
-            old = await _lock(tx, tenant_id, key_id)
+            await tenant_store.lock(tx, tenant_id)
+            old = await _read(tx, tenant_id, key_id)
             now = dt.datetime.now(dt.UTC)
             life_ends = None if old.expires_at is None else now + (old.expires_at - old.created_at)
             issued = await _issue(tx, tenant_id, old.scopes, old.name, life_ends, actor, request_id)
@@ -234,7 +236,8 @@ class ApiKeys:
             NotFoundError: the tenant has no such key in force.
         """
         async with self._pool.tenant(tenant_id) as tx:
-            before = await _lock(tx, tenant_id, key_id)
+            await tenant_store.hold(tx, tenant_id)
+            before = await _read(tx, tenant_id, key_id)
             after = replace(before, revoked_at=dt.datetime.now(dt.UTC))
             await _update(tx, before, after, "api-key.revoked", actor, request_id)
 
@@ -306,14 +309,14 @@ async def _issue(
     key = f"sk_{tenant_id}_{secrets.token_urlsafe(SECRET_BYTES)}"
     key_id = uuid7(time.time_ns() // 1_000_000)
     await tx.execute(queries.INSERT_API_KEY, tenant_id, key_id, _hash(key), name, sorted(scopes), expires_at)
-    await audit.record(
+    await tenant_store.record_owned(
         tx, tenant_id, "api-key.issued", f"api-key/{key_id}",
         after={"name": name, "scopes": sorted(scopes), "expires_at": expires_at}, actor=actor, request_id=request_id,
     )  # fmt: skip
     return IssuedApiKey(key_id, tenant_id, scopes, key, expires_at)
 
 
-async def _lock(tx: Transaction, tenant_id: TenantId, key_id: str) -> ApiKey:
+async def _read(tx: Transaction, tenant_id: TenantId, key_id: str) -> ApiKey:
     row = await tx.fetchrow(queries.READ_API_KEY, tenant_id, _key_id(key_id))
     key = None if row is None else _stored(tenant_id, row)
     if key is None or not key.in_force(dt.datetime.now(dt.UTC)):
@@ -329,7 +332,7 @@ async def _update(
     await tx.execute(
         queries.UPDATE_API_KEY, after.tenant_id, after.id, sorted(after.scopes), after.expires_at, after.revoked_at
     )
-    await audit.record(
+    await tenant_store.record_owned(
         tx, after.tenant_id, action, f"api-key/{after.id}", before=_audited(before), after=_audited(after),
         actor=actor, request_id=request_id,
     )  # fmt: skip

@@ -145,7 +145,7 @@ class DomainService:
                 tenant = await tenant_store.lock(tx, tenant_id)
                 await tx.execute(queries.INSERT_DOMAIN, tenant_id, added.id, added.domain, added.token)
                 await self._require_room(tx, tenant)
-                await _record(tx, "domain.added", None, added, actor, request_id, uuid7(_now_ms()))
+                await _record(tx, "domain.added", None, added, actor, request_id)
         return added
 
     async def verify(
@@ -174,7 +174,8 @@ class DomainService:
             now = dt.datetime.now(dt.UTC)
             after = replace(before, status=DomainStatus.VERIFIED, verified_at=now)
             await tx.execute(queries.VERIFY_DOMAIN, tenant_id, after.id, now)
-            await _record(tx, "domain.verified", before, after, actor, request_id, await _count(tx, tenant, 1))
+            await _count(tx, tenant, 1)
+            await _record(tx, "domain.verified", before, after, actor, request_id)
         self._nudge()
         return after
 
@@ -191,9 +192,9 @@ class DomainService:
             tenant = await tenant_store.lock(tx, tenant_id)
             before = await _read(tx, tenant_id, domain_id)
             await tx.execute(queries.DELETE_DOMAIN, tenant_id, before.id)
-            counted = before.status is DomainStatus.VERIFIED
-            entry_id = await _count(tx, tenant, -1) if counted else uuid7(_now_ms())
-            await _record(tx, "domain.removed", before, None, actor, request_id, entry_id)
+            if before.status is DomainStatus.VERIFIED:
+                await _count(tx, tenant, -1)
+            await _record(tx, "domain.removed", before, None, actor, request_id)
         self._nudge()
 
     async def _require_room(self, tx: Transaction, tenant: Tenant) -> None:
@@ -217,13 +218,11 @@ class DomainService:
             self._relay.nudge()
 
 
-async def _count(tx: Transaction, tenant: Tenant, quantity: int) -> str:
-    """Have admission count so many verified domains more; returns the event's id."""
-    event_id = uuid7(_now_ms())
+async def _count(tx: Transaction, tenant: Tenant, quantity: int) -> None:
+    """Have admission count so many verified domains more."""
     used = UsageRecorded(resource=Resource.CUSTOM_DOMAINS, quantity=quantity)
-    event = envelope(used, event_id=event_id, source=SOURCE, tenant=tenant.id, time=dt.datetime.now(dt.UTC))
+    event = envelope(used, event_id=uuid7(_now_ms()), source=SOURCE, tenant=tenant.id, time=dt.datetime.now(dt.UTC))
     await outbox.append(tx, tenant.id, "usage-events", tenant.root_id, encode(event))
-    return event_id
 
 
 async def _read(tx: Transaction, tenant_id: TenantId, domain_id: str) -> Domain:
@@ -234,21 +233,15 @@ async def _read(tx: Transaction, tenant_id: TenantId, domain_id: str) -> Domain:
 
 
 async def _record(
-    tx: Transaction,
-    action: str,
-    before: Domain | None,
-    after: Domain | None,
-    actor: str,
-    request_id: str | None,
-    entry_id: str,
+    tx: Transaction, action: str, before: Domain | None, after: Domain | None, actor: str, request_id: str | None
 ) -> None:
     subject = after or before
     if subject is None:
         raise ValueError("a change is of a domain that was there before or is there afterwards")
-    await audit.record(
+    await tenant_store.record_owned(
         tx, subject.tenant_id, action, f"domain/{subject.id}",
         before=_audited(before) if before else None, after=_audited(after) if after else None,
-        actor=actor, request_id=request_id, entry_id=entry_id,
+        actor=actor, request_id=request_id,
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ READ_TENANT: Final = """
 SELECT id, parent_id, root_id, slug, name, tier, status, config, quotas, version, erase_after, restored_as
 FROM tenants WHERE id = $1
 """
-LOCK_TENANT: Final = READ_TENANT + "FOR UPDATE"
+# Not FOR UPDATE, which would keep projections waiting: their rows refer to the tenant's.
+LOCK_TENANT: Final = READ_TENANT + "FOR NO KEY UPDATE"
 SHARE_TENANT: Final = READ_TENANT + "FOR SHARE"
 INSERT_TENANT: Final = """
 INSERT INTO tenants (id, parent_id, root_id, slug, name, tier, config, quotas)
@@ -20,6 +21,10 @@ UPDATE_TENANT: Final = """
 UPDATE tenants SET tier = $2, status = $3, quotas = $4::text::jsonb, version = $5, name = $6, config = $7::text::jsonb,
        erase_after = $8, restored_as = $9, updated_at = now()
 WHERE id = $1
+"""
+NEXT_VERSION_OF_TENANT: Final = """
+UPDATE tenants SET version = version + 1, updated_at = now() WHERE id = $1
+RETURNING id, parent_id, root_id, slug, name, tier, status, config, quotas, version, erase_after, restored_as
 """
 INSERT_CHILD: Final = "INSERT INTO tenant_children (tenant_id, child_id) VALUES ($1, $2)"
 CHILDREN_AFTER: Final = """
@@ -68,7 +73,6 @@ RETURNING id, email, role, status
 READ_RETENTION: Final = """
 SELECT r.kind, r.keep_days FROM tenants t LEFT JOIN tenant_retention r ON r.tenant_id = t.id WHERE t.id = $1
 """
-LOCK_RETENTION: Final = READ_RETENTION + "FOR UPDATE OF t"
 KEEP_FOR: Final = """
 INSERT INTO tenant_retention (tenant_id, kind, keep_days) VALUES ($1, $2, $3)
 ON CONFLICT (tenant_id, kind) DO UPDATE SET keep_days = excluded.keep_days, updated_at = now()
@@ -83,7 +87,7 @@ INSERT INTO api_keys (tenant_id, id, key_hash, name, scopes, expires_at) VALUES 
 _API_KEY: Final = """
 SELECT id, name, scopes, created_at, expires_at, revoked_at FROM api_keys WHERE tenant_id = $1
 """
-READ_API_KEY: Final = _API_KEY + "AND id = $2 FOR UPDATE"
+READ_API_KEY: Final = _API_KEY + "AND id = $2"
 API_KEYS_AFTER: Final = _API_KEY + "AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3"
 UPDATE_API_KEY: Final = """
 UPDATE api_keys SET scopes = $3, expires_at = $4, revoked_at = $5 WHERE tenant_id = $1 AND id = $2

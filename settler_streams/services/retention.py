@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,8 +18,9 @@ import structlog
 from settler_streams.adapters.postgres import queries as statements
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.errors import InvalidRequestError, NotFoundError, UnavailableError
-from settler_streams.ids import TenantId, uuid7
-from settler_streams.services import queries
+from settler_streams.ids import TenantId
+from settler_streams.services import audit, queries, tenant_store
+from settler_streams.services.audit import PLATFORM_ACTOR
 from settler_streams.services.background import in_background
 from settler_streams.services.directory import TenantDirectory
 
@@ -79,10 +78,10 @@ class RetentionService:
             NotFoundError: there is no such tenant.
         """
         async with self._pool.tenant(tenant_id) as tx:
-            return await _read(tx, tenant_id, queries.READ_RETENTION)
+            return await _read(tx, tenant_id)
 
     async def change(
-        self, tenant_id: TenantId, periods: Retention, *, actor: str = "platform", request_id: str | None = None
+        self, tenant_id: TenantId, periods: Retention, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
     ) -> Retention:
         """Change the periods that are given, audited; the others stay. What is past its period goes at the next sweep.
 
@@ -95,7 +94,8 @@ class RetentionService:
             if days is not None and not least <= days <= KEEP_DAYS_MAX:
                 raise InvalidRequestError(f"{kind} can be kept for {least} to {KEEP_DAYS_MAX} days, or for ever")
         async with self._pool.tenant(tenant_id) as tx:
-            before = await _read(tx, tenant_id, queries.LOCK_RETENTION)
+            await tenant_store.hold(tx, tenant_id)
+            before = await _read(tx, tenant_id)
             after = {**before, **periods}
             if after == before:
                 return before
@@ -104,10 +104,9 @@ class RetentionService:
                     await tx.execute(queries.KEEP_FOR_EVER, tenant_id, kind.value)
                 else:
                     await tx.execute(queries.KEEP_FOR, tenant_id, kind.value, days)
-            await tx.execute(
-                queries.INSERT_AUDIT_ENTRY,
-                tenant_id, uuid7(time.time_ns() // 1_000_000), actor, "tenant.retention-changed",
-                f"tenant/{tenant_id}", json.dumps(before), json.dumps(after), request_id,
+            await tenant_store.record_owned(
+                tx, tenant_id, "tenant.retention-changed", f"tenant/{tenant_id}", before=_audited(before),
+                after=_audited(after), actor=actor, request_id=request_id,
             )  # fmt: skip
         return after
 
@@ -181,9 +180,13 @@ class RetentionSweeper:
                     await self._stopping.wait()
 
 
-async def _read(tx: Transaction, tenant_id: TenantId, query: str) -> dict[RetentionKind, int | None]:
-    rows = await tx.fetch(query, tenant_id)
+async def _read(tx: Transaction, tenant_id: TenantId) -> dict[RetentionKind, int | None]:
+    rows = await tx.fetch(queries.READ_RETENTION, tenant_id)
     if not rows:
         raise NotFoundError(f"no tenant {tenant_id}")
     stored = {row["kind"]: row["keep_days"] for row in rows}
     return {kind: stored.get(kind.value) for kind in RetentionKind}
+
+
+def _audited(periods: Retention) -> audit.Audited:
+    return {kind.value: days for kind, days in periods.items()}

@@ -75,21 +75,23 @@ async def read(tx: Transaction, tenant_id: TenantId, query: str = queries.READ_T
     )
 
 
+async def hold(tx: Transaction, tenant_id: TenantId) -> Tenant:
+    """The tenant, which nobody else changes until the transaction ends; rows that refer to it still come and go.
+
+    Raises:
+        NotFoundError: there is no such tenant.
+    """
+    return await read(tx, tenant_id, queries.LOCK_TENANT)
+
+
 async def lock(tx: Transaction, tenant_id: TenantId) -> Tenant:
-    """The tenant, which nobody else changes until the transaction ends, and which is not deleted.
+    """As :func:`hold`, of a tenant that is not deleted.
 
     Raises:
         NotFoundError: there is no such tenant.
         ConflictError: the tenant was deleted.
     """
-    tenant = await read(tx, tenant_id, queries.LOCK_TENANT)
-    require_undeleted(tenant)
-    return tenant
-
-
-async def share(tx: Transaction, tenant_id: TenantId) -> Tenant:
-    """As :func:`lock`, together with others who only need the tenant to stay."""
-    tenant = await read(tx, tenant_id, queries.SHARE_TENANT)
+    tenant = await hold(tx, tenant_id)
     require_undeleted(tenant)
     return tenant
 
@@ -247,23 +249,52 @@ async def record(
     tx: Transaction, after: Tenant, before: Tenant | None, action: str, actor: str, request_id: str | None
 ) -> None:
     """The audit entry and the outbox entry of a change; both carry the id of the event."""
-    now = dt.datetime.now(dt.UTC)
-    event_id = uuid7(int(now.timestamp() * 1000))
+    event_id = await _announce(tx, after)
     await audit.record(
         tx, after.id, action, f"tenant/{after.id}", before=audited(before) if before else None, after=audited(after),
         actor=actor, request_id=request_id, entry_id=event_id,
     )  # fmt: skip
+
+
+async def record_owned(
+    tx: Transaction,
+    tenant_id: TenantId,
+    action: str,
+    subject: str,
+    *,
+    before: audit.Audited | None = None,
+    after: audit.Audited | None = None,
+    actor: str,
+    request_id: str | None,
+) -> None:
+    """As :func:`record`, of a change of something that the tenant has, such as a user or a key: one version more.
+
+    The event says that the tenant has changed and not in what; that is in the audit entry of the event's id. Whoever
+    changes what a tenant has locks the tenant first: of two who did so afterwards, each could wait for the other.
+    """
+    event_id = await _announce(tx, await read(tx, tenant_id, queries.NEXT_VERSION_OF_TENANT))
+    await audit.record(
+        tx, tenant_id, action, subject, before=before, after=after,
+        actor=actor, request_id=request_id, entry_id=event_id,
+    )  # fmt: skip
+
+
+async def _announce(tx: Transaction, tenant: Tenant) -> str:
+    """Put the event of the tenant's new version into the outbox; returns its id."""
+    now = dt.datetime.now(dt.UTC)
+    event_id = uuid7(int(now.timestamp() * 1000))
     changed = TenantChanged(
-        version=after.version,
-        slug=after.slug,
-        tier=after.tier,
-        status=after.status,
-        root_id=after.root_id,
-        parent_id=after.parent_id,
-        quotas=dict(after.quotas),
+        version=tenant.version,
+        slug=tenant.slug,
+        tier=tenant.tier,
+        status=tenant.status,
+        root_id=tenant.root_id,
+        parent_id=tenant.parent_id,
+        quotas=dict(tenant.quotas),
     )
-    event = envelope(changed, event_id=event_id, source=SOURCE, tenant=after.id, time=now, subject=after.id)
-    await outbox.append(tx, after.id, "tenant-changes", after.root_id, encode(event))
+    event = envelope(changed, event_id=event_id, source=SOURCE, tenant=tenant.id, time=now, subject=tenant.id)
+    await outbox.append(tx, tenant.id, "tenant-changes", tenant.root_id, encode(event))
+    return event_id
 
 
 def audited(tenant: Tenant) -> audit.Audited:

@@ -379,7 +379,7 @@ class TenantService:
         with self._acknowledgements.expect(tenant_id) as awaited:
             with taken(f"tenant {tenant_id} contradicts another", of="tenant"):
                 async with self._pool.tenant(tenant_id) as tx:
-                    before = await tenant_store.read(tx, tenant_id, queries.LOCK_TENANT)
+                    before = await tenant_store.hold(tx, tenant_id)
                     await check(tx, before)
                     after = change(before)
                     if after == before:

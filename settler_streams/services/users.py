@@ -307,7 +307,7 @@ async def _record(
     subject = after or before
     if subject is None:
         raise ValueError("a change is of a user who was there before or is there afterwards")
-    await audit.record(
+    await tenant_store.record_owned(
         tx, subject.tenant_id, action, f"user/{subject.id}",
         before=_audited(before) if before else None, after=_audited(after) if after else None,
         actor=actor, request_id=request_id,

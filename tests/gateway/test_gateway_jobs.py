@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import uuid
 
+import httpx
 import msgspec
 import pytest
 
@@ -21,6 +22,7 @@ from settler_streams.events import (
     TenantErased,
     TenantTier,
 )
+from settler_streams.gateway import jobs
 from settler_streams.ids import TenantId, uuid7
 from tests.gateway.gateways import JOB, keyed
 from tests.services_layer.platform import Platform
@@ -50,6 +52,28 @@ async def test_the_same_idempotency_key_is_the_same_job(platform: Platform, gate
         assert {a.json()["job_id"] for a in (*answers, again)} == {again.json()["job_id"]}
         assert again.json()["decision"] == answers[0].json()["decision"]
         assert elsewhere.json()["job_id"] != again.json()["job_id"]
+
+
+async def test_a_repetition_hears_of_a_decision_that_comes_while_the_database_is_asked(
+    platform: Platform, gateway_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Admission says it once. Whoever has asked the database before, which did not know it yet, has to be told too."""
+    async with keyed(platform, gateway_url) as tenant:
+        headers = {"Idempotency-Key": '"order-8"'}
+        first: list[httpx.Response] = []
+
+        async def slow_and_ignorant(*_asked: object) -> None:
+            monkeypatch.setattr(jobs, "_read", quick_and_ignorant)
+            first.append(await tenant.http.post("/v1/jobs", json=JOB, headers=headers))
+
+        async def quick_and_ignorant(*_asked: object) -> None:
+            return None
+
+        monkeypatch.setattr(jobs, "_read", slow_and_ignorant)
+        second = await tenant.http.post("/v1/jobs", json=JOB, headers=headers)
+        assert [answer.status_code for answer in (*first, second)] == [202, 202]
+        assert second.json()["decision"] == first[0].json()["decision"]
+        assert (first[0].json()["repeated"], second.json()["repeated"]) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ async def test_nothing_is_left_of_an_erased_tenant_and_another_is_as_it_was(
         "begin", "folds", "letters", "records", "files", "cache", "rows", "check"
     ]  # fmt: skip
     assert erasure.ended_at is not None
-    assert (erasure.asked_by, erasure.version, erasure.root_id) == ("ann", 3, lived.id)
+    assert (erasure.asked_by, erasure.version, erasure.root_id) == ("ann", 4, lived.id)
     assert {f"table/{table}" for table in TABLES} <= erasure.counts.keys()
     assert [erasure.counts[what] for what in ("dead-letters", "files", "cache")] == [1, 3, 2]
     topics = {name: number for name, number in erasure.counts.items() if name.startswith("topic/")}

@@ -34,7 +34,9 @@ async def lived_in(platform: Platform, settings: Settings, **more: object) -> Cr
     """A tenant with a key, an event in Kafka, an audit log, and two files."""
     created = await platform.new_tenant(**more)  # type: ignore[arg-type]
     tenant = created.tenant
-    await platform.tenants.issue_api_key(tenant.id, [Scope.JOBS_READ])
+    with platform.tenants._acknowledgements.expect(tenant.id) as awaited:
+        await platform.tenants.issue_api_key(tenant.id, [Scope.JOBS_READ])
+        await awaited.wait(2)  # what Kafka is told of it is there from now on
     used = UsageRecorded(resource=Resource.STORAGE_BYTES, quantity=7)
     await platform.publisher.publish("usage-events", tenant.id, tenant.root_id, used)
     write_record_sets(settings.record_sets_dir / tenant.id / "2026", f"of {tenant.id}")

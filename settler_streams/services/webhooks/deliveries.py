@@ -14,8 +14,10 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.core.webhooks import TEST_TYPE
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
 from settler_streams.ids import TenantId, uuid7
+from settler_streams.services import audit
+from settler_streams.services.audit import PLATFORM_ACTOR
 from settler_streams.services.webhooks import queries
-from settler_streams.services.webhooks.rows import PLATFORM_ACTOR, audit, canonical_webhook, lock, missing, now_ms
+from settler_streams.services.webhooks.rows import canonical_webhook, lock, missing, now_ms
 
 if TYPE_CHECKING:
     import asyncpg
@@ -118,7 +120,10 @@ class WebhookDeliveries:
             if not await tx.fetchval(queries.INSERT_TEST, tenant_id, webhook_id, event_id, TEST_TYPE, body):
                 raise ConflictError(f"a test of webhook {webhook_id} is still under way")
             await tx.execute(queries.WAKE_LANE, tenant_id, webhook_id)
-            await audit(tx, tenant_id, webhook_id, "webhook.tested", actor, request_id, after={"event_id": event_id})
+            await audit.record(
+                tx, tenant_id, "webhook.tested", f"webhook/{webhook_id}", after={"event_id": event_id},
+                actor=actor, request_id=request_id,
+            )  # fmt: skip
         return event_id
 
     async def redrive(
@@ -154,8 +159,10 @@ class WebhookDeliveries:
                 raise NotFoundError(f"webhook {webhook_id} has no dead delivery of {', '.join(absent[:5])}")
             if driven:
                 await tx.execute(queries.WAKE_LANE, tenant_id, webhook_id)
-                after = {"deliveries": len(driven)}
-                await audit(tx, tenant_id, webhook_id, "webhook.redriven", actor, request_id, after=after)
+                await audit.record(
+                    tx, tenant_id, "webhook.redriven", f"webhook/{webhook_id}", after={"deliveries": len(driven)},
+                    actor=actor, request_id=request_id,
+                )  # fmt: skip
         return driven
 
 

@@ -6,7 +6,6 @@ from typing import Final
 
 # Webhooks
 
-LOCK_TENANT: Final = "SELECT status FROM tenants WHERE id = $1 FOR NO KEY UPDATE"
 COUNT_WEBHOOKS: Final = "SELECT count(*) FROM webhooks WHERE tenant_id = $1"
 INSERT_WEBHOOK: Final = """
 INSERT INTO webhooks (tenant_id, id, url, event_types, secret_key_id, secret_encrypted) VALUES ($1, $2, $3, $4, $5, $6)

@@ -1,15 +1,14 @@
-"""What the rows of webhooks have in common: whose they are, how one is locked, how a change is audited."""
+"""What the rows of webhooks have in common: whose they are, how one is locked, how a change is told."""
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from settler_streams.errors import NotFoundError
-from settler_streams.ids import TenantId, uuid7
-from settler_streams.services.queries import INSERT_AUDIT_ENTRY
+from settler_streams.ids import TenantId
+from settler_streams.services import audit, tenant_store
 from settler_streams.services.webhooks import queries
 
 if TYPE_CHECKING:
@@ -17,16 +16,13 @@ if TYPE_CHECKING:
 
     from settler_streams.adapters.postgres.pool import Transaction
 
-PLATFORM_ACTOR = "platform"
-"""The actor of a change that nobody in particular asked for."""
-
 
 def owner(tenant_id: TenantId, webhook_id: str) -> str:
     """The row that a secret belongs to."""
     return f"{tenant_id}/{webhook_id}"
 
 
-async def audit(
+async def changed(
     tx: Transaction,
     tenant_id: TenantId,
     webhook_id: str,
@@ -34,14 +30,13 @@ async def audit(
     actor: str,
     request_id: str | None = None,
     *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
+    before: audit.Audited | None = None,
+    after: audit.Audited | None = None,
 ) -> None:
-    """Write who did what to a webhook, in the transaction of the change."""
-    await tx.execute(
-        INSERT_AUDIT_ENTRY, tenant_id, uuid7(now_ms()), actor, action, f"webhook/{webhook_id}",
-        None if before is None else json.dumps(before), None if after is None else json.dumps(after), request_id,
-    )  # fmt: skip
+    """Say who changed what of a webhook, see :func:`.tenant_store.record_owned`: the tenant is locked already."""
+    await tenant_store.record_owned(
+        tx, tenant_id, action, f"webhook/{webhook_id}", before=before, after=after, actor=actor, request_id=request_id
+    )
 
 
 async def lock(tx: Transaction, tenant_id: TenantId, webhook_id: str) -> asyncpg.Record:

@@ -1,4 +1,5 @@
-"""Webhooks as their tenant manages them: each change is one audited transaction in the tenant's own context.
+"""Webhooks as their tenant manages them: each change is one audited transaction in the tenant's own
+context, and a version more of the tenant.
 
 A secret is shown when it is made and never again. It is stored encrypted, since every delivery needs it in clear.
 """
@@ -14,16 +15,17 @@ from typing import TYPE_CHECKING
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.core.webhooks import SECRET_BYTES, event_types, secret_text
-from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
+from settler_streams.errors import ConflictError, InvalidRequestError
 from settler_streams.ids import TenantId, uuid7
+from settler_streams.services import tenant_store
+from settler_streams.services.audit import PLATFORM_ACTOR
 from settler_streams.services.webhooks import queries
 from settler_streams.services.webhooks.deliveries import WebhookDeliveries
 from settler_streams.services.webhooks.destinations import Rules
 from settler_streams.services.webhooks.keyring import KeyRing
 from settler_streams.services.webhooks.rows import (
-    PLATFORM_ACTOR,
-    audit,
     canonical_webhook,
+    changed,
     lock,
     missing,
     now_ms,
@@ -115,17 +117,13 @@ class WebhookService:
         secret = secrets.token_bytes(SECRET_BYTES)
         sealed = self._keys.seal(secret, owner(tenant_id, webhook_id))
         async with self._pool.tenant(tenant_id) as tx:
-            status = await tx.fetchval(queries.LOCK_TENANT, tenant_id)
-            if status is None:
-                raise NotFoundError(f"no tenant {tenant_id}")
-            if status == "deleted":
-                raise ConflictError(f"tenant {tenant_id} was deleted")
+            await tenant_store.lock(tx, tenant_id)
             if await tx.fetchval(queries.COUNT_WEBHOOKS, tenant_id) >= self._per_tenant_max:
                 raise ConflictError(f"a tenant has at most {self._per_tenant_max} webhooks; remove one first")
             await tx.execute(queries.INSERT_WEBHOOK, tenant_id, webhook_id, url, wanted, sealed.key_id, sealed.blob)
             await tx.execute(queries.INSERT_LANE, tenant_id, webhook_id)
             after = {"url": url, "event_types": wanted}
-            await audit(tx, tenant_id, webhook_id, "webhook.created", actor, request_id, after=after)
+            await changed(tx, tenant_id, webhook_id, "webhook.created", actor, request_id, after=after)
         return IssuedSecret(webhook_id, secret_text(secret))
 
     async def list(self, tenant_id: TenantId) -> list[Webhook]:
@@ -152,6 +150,7 @@ class WebhookService:
         """
         webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
+            await tenant_store.hold(tx, tenant_id)
             before = await lock(tx, tenant_id, webhook_id)
             if before["status"] == "disabled":
                 raise ConflictError(f"webhook {webhook_id} is disabled")
@@ -164,6 +163,7 @@ class WebhookService:
         """Send again, what has queued first; also lets a disabled webhook hear of new events."""
         webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
+            await tenant_store.hold(tx, tenant_id)
             before = await lock(tx, tenant_id, webhook_id)
             await _set_status(tx, tenant_id, webhook_id, before["status"], "active", actor, request_id)
         return await self.get(tenant_id, webhook_id)
@@ -191,10 +191,11 @@ class WebhookService:
         secret = secrets.token_bytes(SECRET_BYTES)
         sealed = self._keys.seal(secret, owner(tenant_id, webhook_id))
         async with self._pool.tenant(tenant_id) as tx:
+            await tenant_store.hold(tx, tenant_id)
             await lock(tx, tenant_id, webhook_id)
             await tx.execute(queries.ROTATE, tenant_id, webhook_id, sealed.key_id, sealed.blob, float(overlap_s))
             after = {"overlap_s": overlap_s}
-            await audit(tx, tenant_id, webhook_id, "webhook.secret-rotated", actor, request_id, after=after)
+            await changed(tx, tenant_id, webhook_id, "webhook.secret-rotated", actor, request_id, after=after)
         return IssuedSecret(webhook_id, secret_text(secret))
 
     async def delete(
@@ -203,11 +204,12 @@ class WebhookService:
         """Remove a webhook and its deliveries, sent or not."""
         webhook_id = canonical_webhook(tenant_id, webhook_id)
         async with self._pool.tenant(tenant_id) as tx:
+            await tenant_store.hold(tx, tenant_id)
             url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, webhook_id)
             if url is None:
                 raise missing(tenant_id, webhook_id)
             await tx.execute(queries.DELETE_LANE, tenant_id, webhook_id)
-            await audit(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before={"url": url})
+            await changed(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before={"url": url})
 
 
 async def _set_status(
@@ -225,7 +227,7 @@ async def _set_status(
     if after == "active":
         await tx.execute(queries.WAKE_LANE, tenant_id, webhook_id)
     action = "webhook.paused" if after == "paused" else "webhook.resumed"
-    await audit(
+    await changed(
         tx, tenant_id, webhook_id, action, actor, request_id, before={"status": before}, after={"status": after}
     )
 
