@@ -10,9 +10,9 @@ import click
 
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.cli.tenant_calls import directory_of, pool_of, tenant_id_of
+from settler_streams.cli.tenant_calls import ACTOR, directory_of, pool_of, tenant_id_of, with_pool, with_relay
 from settler_streams.ids import TenantId
-from settler_streams.services import Retention, RetentionKind, RetentionService, Swept
+from settler_streams.services import RetentionKind, RetentionService, Swept
 from settler_streams.settings import Settings
 
 FOR_EVER = "forever"
@@ -57,14 +57,12 @@ def retention(
     given = zip(RetentionKind, (executions, usage, audit), strict=True)
     changed = {kind: None if days == FOR_EVER else int(days) for kind, days in given if days is not None}
 
-    async def work(settings: Settings) -> Retention:
-        async with pool_of(settings) as pool:
-            service = RetentionService(pool)
-            if changed:
-                return await service.change(tenant_id_of(tenant), changed, actor="cli")
-            return await service.get(tenant_id_of(tenant))
-
-    periods = asyncio.run(work(settings_of(state_dir)))
+    if changed:
+        periods = with_relay(
+            state_dir, lambda pool: RetentionService(pool).change(tenant_id_of(tenant), changed, actor=ACTOR)
+        )
+    else:
+        periods = with_pool(state_dir, lambda pool: RetentionService(pool).get(tenant_id_of(tenant)))
     kept = {kind.value: FOR_EVER if days is None else days for kind, days in periods.items()}
     if as_json:
         print_json(kept)

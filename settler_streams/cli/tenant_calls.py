@@ -14,7 +14,7 @@ import click
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.cli.output import flag, print_json, print_table
 from settler_streams.cli.target import settings_of
-from settler_streams.errors import InvalidRequestError
+from settler_streams.errors import InvalidRequestError, UnavailableError
 from settler_streams.ids import TenantId, canonical_tenant
 from settler_streams.services import EventPublisher, OutboxRelay, Tenant, TenantDirectory, TenantService
 from settler_streams.services.tenant_store import SOURCE
@@ -49,7 +49,7 @@ def with_service(state_dir: Path, work: Callable[[TenantService], Awaitable[T]])
 
 
 def with_pool(state_dir: Path, work: Callable[[TenantConnectionPool], Awaitable[T]]) -> T:
-    """Run ``work``, which needs nothing but Postgres."""
+    """Run ``work``, which reads, and needs nothing but Postgres."""
 
     async def run() -> T:
         async with pool_of(settings_of(state_dir)) as pool:
@@ -58,23 +58,34 @@ def with_pool(state_dir: Path, work: Callable[[TenantConnectionPool], Awaitable[
     return asyncio.run(run())
 
 
-def with_relay(state_dir: Path, work: Callable[[TenantConnectionPool, Settings], Awaitable[T]]) -> T:
-    """Run ``work``; then what it left in the outbox goes to Kafka, unless another relay is at it."""
+def with_relay(state_dir: Path, work: Callable[[TenantConnectionPool], Awaitable[T]]) -> T:
+    """As :func:`with_pool`; then what it left in the outbox goes to Kafka, unless another relay is at it.
+
+    The change is stored by then, so without Kafka this only says who will tell it: what ``work`` returns may be a
+    secret that is shown once.
+    """
 
     async def run() -> T:
         settings = settings_of(state_dir)
-        publisher = EventPublisher(settings, source=SOURCE)
         async with pool_of(settings) as pool:
-            await publisher.start()
-            try:
-                done = await work(pool, settings)
-                while await OutboxRelay(pool, publisher).publish_pending():
-                    pass
-            finally:
-                await publisher.stop()
+            done = await work(pool)
+            await _publish(pool, settings)
         return done
 
     return asyncio.run(run())
+
+
+async def _publish(pool: TenantConnectionPool, settings: Settings) -> None:
+    publisher = EventPublisher(settings, source=SOURCE)
+    try:
+        await publisher.start()
+        try:
+            while await OutboxRelay(pool, publisher).publish_pending():
+                pass
+        finally:
+            await publisher.stop()
+    except UnavailableError as error:
+        click.echo(f"stored; a gateway, or the next command that reaches Kafka, tells it: {error}", err=True)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import click
 from settler_streams.adapters.dns_txt import DnsTxtRecords
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.cli.output import json_flag, print_json, state_dir_flag
+from settler_streams.cli.target import settings_of
 from settler_streams.cli.tenant_calls import (
     ACTOR,
     page_flags,
@@ -20,7 +21,6 @@ from settler_streams.cli.tenant_calls import (
     with_relay,
 )
 from settler_streams.services import Domain, DomainService
-from settler_streams.settings import Settings
 
 
 @click.group()
@@ -50,7 +50,7 @@ def list_(tenant: str, after: str | None, limit: int, state_dir: Path, as_json: 
 @json_flag()
 def add(tenant: str, domain: str, state_dir: Path, as_json: bool) -> None:
     """Add a domain, within the quota; prints the TXT record to set before it can be verified."""
-    added = with_pool(
+    added = with_relay(
         state_dir, lambda pool: DomainService(pool, DnsTxtRecords()).add(tenant_id_of(tenant), domain, actor=ACTOR)
     )
     print_one(_document(added), as_json=as_json)
@@ -64,8 +64,8 @@ def add(tenant: str, domain: str, state_dir: Path, as_json: bool) -> None:
 def verify(tenant: str, domain: str, state_dir: Path, as_json: bool) -> None:
     """Ask the DNS for the record of the domain of this id; once verified, it counts."""
 
-    async def work(pool: TenantConnectionPool, settings: Settings) -> Domain:
-        service = DomainService(pool, DnsTxtRecords(settings.dns_nameservers))
+    async def work(pool: TenantConnectionPool) -> Domain:
+        service = DomainService(pool, DnsTxtRecords(settings_of(state_dir).dns_nameservers))
         return await service.verify(tenant_id_of(tenant), domain, actor=ACTOR)
 
     print_one(_document(with_relay(state_dir, work)), as_json=as_json)
@@ -79,10 +79,9 @@ def verify(tenant: str, domain: str, state_dir: Path, as_json: bool) -> None:
 def remove(tenant: str, domain: str, state_dir: Path, as_json: bool) -> None:
     """Remove the domain of this id; it counts no longer."""
 
-    async def work(pool: TenantConnectionPool, _settings: Settings) -> None:
-        await DomainService(pool, DnsTxtRecords()).remove(tenant_id_of(tenant), domain, actor=ACTOR)
-
-    with_relay(state_dir, work)
+    with_relay(
+        state_dir, lambda pool: DomainService(pool, DnsTxtRecords()).remove(tenant_id_of(tenant), domain, actor=ACTOR)
+    )
     if as_json:
         print_json({"removed": domain})
     else:

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from settler_streams.cli.output import flag, json_flag, print_json, state_dir_flag
-from settler_streams.cli.tenant_calls import ACTOR, page_flags, print_many, print_one, tenant_id_of, with_pool
+from settler_streams.cli.tenant_calls import (
+    ACTOR,
+    page_flags,
+    print_many,
+    print_one,
+    tenant_id_of,
+    with_pool,
+    with_relay,
+)
 from settler_streams.services import ApiKey, ApiKeys, IssuedApiKey, Scope
 
 _scopes = flag(
@@ -49,7 +57,7 @@ def list_(tenant: str, after: str | None, limit: int, state_dir: Path, as_json: 
 @json_flag()
 def issue(tenant: str, scopes: tuple[str, ...], name: str, days: int | None, state_dir: Path, as_json: bool) -> None:
     """Issue a key. It is shown this once."""
-    issued = with_pool(
+    issued = with_relay(
         state_dir,
         lambda pool: ApiKeys(pool).issue(
             tenant_id_of(tenant), scopes, name=name, expires_at=_in_days(days), actor=ACTOR
@@ -66,7 +74,7 @@ def issue(tenant: str, scopes: tuple[str, ...], name: str, days: int | None, sta
 @json_flag()
 def scopes(tenant: str, key: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
     """Let the key of this id do exactly what is said, from its next request on."""
-    changed = with_pool(
+    changed = with_relay(
         state_dir, lambda pool: ApiKeys(pool).change_scopes(tenant_id_of(tenant), key, scopes, actor=ACTOR)
     )
     print_one(_document(changed), as_json=as_json)
@@ -80,7 +88,7 @@ def scopes(tenant: str, key: str, scopes: tuple[str, ...], state_dir: Path, as_j
 @json_flag()
 def expiry(tenant: str, key: str, days: int | None, state_dir: Path, as_json: bool) -> None:
     """Say when the key of this id ends."""
-    changed = with_pool(
+    changed = with_relay(
         state_dir, lambda pool: ApiKeys(pool).change_expiry(tenant_id_of(tenant), key, _in_days(days), actor=ACTOR)
     )
     print_one(_document(changed), as_json=as_json)
@@ -100,7 +108,7 @@ def expiry(tenant: str, key: str, days: int | None, state_dir: Path, as_json: bo
 @json_flag()
 def rotate(tenant: str, key: str, overlap_hours: int, state_dir: Path, as_json: bool) -> None:
     """Replace the key of this id by a new one, which is shown this once. Both hold meanwhile."""
-    issued = with_pool(
+    issued = with_relay(
         state_dir,
         lambda pool: ApiKeys(pool).rotate(
             tenant_id_of(tenant), key, overlap=dt.timedelta(hours=overlap_hours), actor=ACTOR
@@ -116,7 +124,7 @@ def rotate(tenant: str, key: str, overlap_hours: int, state_dir: Path, as_json: 
 @json_flag()
 def revoke(tenant: str, key: str, state_dir: Path, as_json: bool) -> None:
     """End the key of this id; its next request is refused."""
-    with_pool(state_dir, lambda pool: ApiKeys(pool).revoke(tenant_id_of(tenant), key, actor=ACTOR))
+    with_relay(state_dir, lambda pool: ApiKeys(pool).revoke(tenant_id_of(tenant), key, actor=ACTOR))
     if as_json:
         print_json({"revoked": key})
     else:

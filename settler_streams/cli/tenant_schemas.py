@@ -10,7 +10,7 @@ import click
 from settler_streams.adapters.postgres import tenant_schemas
 from settler_streams.cli.output import EXIT_DIFFERS, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of
+from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of, with_relay
 from settler_streams.services import move_tenant
 from settler_streams.settings import Settings
 
@@ -28,7 +28,8 @@ def schema() -> None:
 def move(tenant: str, to: str, state_dir: Path, as_json: bool) -> None:
     """Move a tenant's rows into a schema of its own, or back. All or none; its transactions wait meanwhile."""
     tenant_id = tenant_id_of(tenant)
-    moved = asyncio.run(move_tenant(settings_of(state_dir), tenant_id, own_schema=to == "own", actor=ACTOR))
+    settings = settings_of(state_dir)
+    moved = with_relay(state_dir, lambda _: move_tenant(settings, tenant_id, own_schema=to == "own", actor=ACTOR))
     if as_json:
         print_json({"moved_rows": moved})
     else:

@@ -8,7 +8,15 @@ from pathlib import Path
 import click
 
 from settler_streams.cli.output import flag, json_flag, print_json, state_dir_flag
-from settler_streams.cli.tenant_calls import ACTOR, page_flags, print_many, print_one, tenant_id_of, with_pool
+from settler_streams.cli.tenant_calls import (
+    ACTOR,
+    page_flags,
+    print_many,
+    print_one,
+    tenant_id_of,
+    with_pool,
+    with_relay,
+)
 from settler_streams.services import Role, UserService
 
 _ROLE = click.Choice([role.value for role in Role])
@@ -42,7 +50,7 @@ def list_(tenant: str, after: str | None, limit: int, state_dir: Path, as_json: 
 @json_flag()
 def add(tenant: str, email: str, role: str, password: str, state_dir: Path, as_json: bool) -> None:
     """Add a user who is active at once."""
-    added = with_pool(
+    added = with_relay(
         state_dir, lambda pool: UserService(pool).add(tenant_id_of(tenant), email, Role(role), password, actor=ACTOR)
     )
     print_one(asdict(added), as_json=as_json)
@@ -56,7 +64,7 @@ def add(tenant: str, email: str, role: str, password: str, state_dir: Path, as_j
 @json_flag()
 def invite(tenant: str, email: str, role: str, state_dir: Path, as_json: bool) -> None:
     """Invite a user. The token that is printed is shown this once; with it the user sets a password within a week."""
-    invitation = with_pool(
+    invitation = with_relay(
         state_dir, lambda pool: UserService(pool).invite(tenant_id_of(tenant), email, Role(role), actor=ACTOR)
     )
     shown = {**asdict(invitation.user), "expires_at": invitation.expires_at, "token": invitation.token}
@@ -70,7 +78,7 @@ def invite(tenant: str, email: str, role: str, state_dir: Path, as_json: bool) -
 @json_flag()
 def accept(token: str, password: str, state_dir: Path, as_json: bool) -> None:
     """Accept an invitation with a password."""
-    accepted = with_pool(state_dir, lambda pool: UserService(pool).accept(token, password))
+    accepted = with_relay(state_dir, lambda pool: UserService(pool).accept(token, password))
     print_one(asdict(accepted), as_json=as_json)
 
 
@@ -82,7 +90,7 @@ def accept(token: str, password: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def role(tenant: str, user: str, role: str, state_dir: Path, as_json: bool) -> None:
     """Give a user another role."""
-    changed = with_pool(
+    changed = with_relay(
         state_dir, lambda pool: UserService(pool).change_role(tenant_id_of(tenant), user, Role(role), actor=ACTOR)
     )
     print_one(asdict(changed), as_json=as_json)
@@ -95,7 +103,7 @@ def role(tenant: str, user: str, role: str, state_dir: Path, as_json: bool) -> N
 @json_flag()
 def disable(tenant: str, user: str, state_dir: Path, as_json: bool) -> None:
     """Keep a user out."""
-    changed = with_pool(state_dir, lambda pool: UserService(pool).disable(tenant_id_of(tenant), user, actor=ACTOR))
+    changed = with_relay(state_dir, lambda pool: UserService(pool).disable(tenant_id_of(tenant), user, actor=ACTOR))
     print_one(asdict(changed), as_json=as_json)
 
 
@@ -106,7 +114,7 @@ def disable(tenant: str, user: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def enable(tenant: str, user: str, state_dir: Path, as_json: bool) -> None:
     """Let a user who was disabled in again."""
-    changed = with_pool(state_dir, lambda pool: UserService(pool).enable(tenant_id_of(tenant), user, actor=ACTOR))
+    changed = with_relay(state_dir, lambda pool: UserService(pool).enable(tenant_id_of(tenant), user, actor=ACTOR))
     print_one(asdict(changed), as_json=as_json)
 
 
@@ -117,7 +125,7 @@ def enable(tenant: str, user: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def remove(tenant: str, user: str, state_dir: Path, as_json: bool) -> None:
     """Remove a user, or take an invitation back."""
-    with_pool(state_dir, lambda pool: UserService(pool).remove(tenant_id_of(tenant), user, actor=ACTOR))
+    with_relay(state_dir, lambda pool: UserService(pool).remove(tenant_id_of(tenant), user, actor=ACTOR))
     if as_json:
         print_json({"removed": user})
     else:

@@ -11,7 +11,14 @@ from settler_streams.cli.erasure import erase
 from settler_streams.cli.exports import export, restore_backup, verify_export
 from settler_streams.cli.output import flag, json_flag, print_json, state_dir_flag
 from settler_streams.cli.retention import retention, sweep
-from settler_streams.cli.tenant_calls import ACTOR, print_tenant, tenant_document, tenant_id_of, with_pool, with_service
+from settler_streams.cli.tenant_calls import (
+    ACTOR,
+    print_tenant,
+    tenant_document,
+    tenant_id_of,
+    with_relay,
+    with_service,
+)
 from settler_streams.cli.tenant_config import config, onboarding
 from settler_streams.cli.tenant_domains import domains
 from settler_streams.cli.tenant_keys import keys
@@ -118,7 +125,7 @@ def tier(tenant: str, tier: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def key(tenant: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
     """Issue an API key and print it alone. It is shown this once; `keys issue` says more."""
-    issued = with_pool(state_dir, lambda pool: ApiKeys(pool).issue(tenant_id_of(tenant), scopes, actor=ACTOR))
+    issued = with_relay(state_dir, lambda pool: ApiKeys(pool).issue(tenant_id_of(tenant), scopes, actor=ACTOR))
     if as_json:
         print_json({"key": issued.key})
     else:

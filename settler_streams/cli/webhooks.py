@@ -15,7 +15,7 @@ import click
 
 from settler_streams.cli.output import EXIT_DIFFERS, flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of
+from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of, with_relay
 from settler_streams.core.webhooks import PUBLIC_TYPES
 from settler_streams.errors import InvalidRequestError
 from settler_streams.services.webhooks import Delivery, IssuedSecret, Webhook, WebhookService
@@ -49,7 +49,7 @@ def webhooks() -> None:
 def add(tenant: str, url: str, events: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
     """Make a webhook for what happens from now on. Its secret is shown this once."""
     _print_secret(
-        _with_service(state_dir, lambda service: service.create(tenant_id_of(tenant), url, events, actor=ACTOR)),
+        _changed(state_dir, lambda service: service.create(tenant_id_of(tenant), url, events, actor=ACTOR)),
         as_json,
     )
 
@@ -78,7 +78,7 @@ def list_(tenant: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def pause(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
     """Send nothing for now; what happens meanwhile is sent after `resume`."""
-    _print(_with_service(state_dir, lambda s: s.pause(tenant_id_of(tenant), webhook, actor=ACTOR)), as_json)
+    _print(_changed(state_dir, lambda s: s.pause(tenant_id_of(tenant), webhook, actor=ACTOR)), as_json)
 
 
 @webhooks.command()
@@ -88,7 +88,7 @@ def pause(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def resume(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
     """Send again, after a pause or after the endpoint's 410 had disabled the webhook."""
-    _print(_with_service(state_dir, lambda s: s.resume(tenant_id_of(tenant), webhook, actor=ACTOR)), as_json)
+    _print(_changed(state_dir, lambda s: s.resume(tenant_id_of(tenant), webhook, actor=ACTOR)), as_json)
 
 
 @webhooks.command()
@@ -106,9 +106,7 @@ def resume(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
 def rotate(tenant: str, webhook: str, overlap: int, state_dir: Path, as_json: bool) -> None:
     """Make a new secret. It is shown this once."""
     _print_secret(
-        _with_service(
-            state_dir, lambda s: s.rotate_secret(tenant_id_of(tenant), webhook, overlap_s=overlap, actor=ACTOR)
-        ),
+        _changed(state_dir, lambda s: s.rotate_secret(tenant_id_of(tenant), webhook, overlap_s=overlap, actor=ACTOR)),
         as_json,
     )
 
@@ -120,7 +118,7 @@ def rotate(tenant: str, webhook: str, overlap: int, state_dir: Path, as_json: bo
 @json_flag()
 def remove(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
     """Remove a webhook and all its deliveries, sent or not."""
-    _with_service(state_dir, lambda service: service.delete(tenant_id_of(tenant), webhook, actor=ACTOR))
+    _changed(state_dir, lambda service: service.delete(tenant_id_of(tenant), webhook, actor=ACTOR))
     if as_json:
         print_json({"removed": webhook})
 
@@ -214,6 +212,10 @@ def _with_service(state_dir: Path, work: Callable[[WebhookService], Awaitable[T]
             return await work(service)
 
     return asyncio.run(run())
+
+
+def _changed(state_dir: Path, work: Callable[[WebhookService], Awaitable[T]]) -> T:
+    return with_relay(state_dir, lambda pool: work(WebhookService(pool, settings_of(state_dir))))
 
 
 def _time(moment: dt.datetime | None) -> str:

@@ -173,6 +173,8 @@ class LaneRunner:
         async with self._pool.tenant(lane.tenant_id) as tx:
             if gone:
                 await self._disable(tx, lane)
+            else:
+                await tx.execute(queries.KEEP_WEBHOOK, lane.tenant_id, lane.webhook_id)
             for parcel, answer in zip(current.parcels, answers, strict=True):
                 place = (lane.tenant_id, lane.webhook_id, parcel.event_id, answer.outcome.value, answer.status)
                 if not _failed(answer):
@@ -196,7 +198,8 @@ class LaneRunner:
     async def _disable(self, tx: Transaction, lane: Lane) -> None:
         """The endpoint says that it is gone for good: nothing is sent or queued any more."""
         await tenant_store.hold(tx, lane.tenant_id)
-        await tx.execute(queries.SET_STATUS, lane.tenant_id, lane.webhook_id, "disabled", "gone")
+        if not await tx.fetchval(queries.SET_STATUS, lane.tenant_id, lane.webhook_id, "disabled", "gone"):
+            return  # removed meanwhile
         after = {"status": "disabled", "reason": "gone"}
         await changed(tx, lane.tenant_id, lane.webhook_id, "webhook.disabled", ACTOR, after=after)
         log.warning("webhook disabled: its endpoint is gone", **_named(lane))
@@ -205,6 +208,7 @@ class LaneRunner:
         tenant_id, webhook_id = lane.tenant_id, lane.webhook_id
         async with self._pool.tenant(tenant_id) as tx:
             # Webhooks before lanes, as everywhere: two transactions that lock both in turn would block each other.
+            await tx.execute(queries.KEEP_WEBHOOK, tenant_id, webhook_id)
             await tx.execute(queries.FORGET_PREVIOUS, tenant_id, webhook_id)
             await tx.execute(queries.DELETE_ENDED, tenant_id, webhook_id, DELIVERED_DAYS, DEAD_DAYS, TIDIED_MAX)
             if await tx.fetchval(queries.LOCK_LANE, tenant_id, webhook_id, lane.lease_id):

@@ -10,6 +10,7 @@ What is overridden, and why:
 ===========================  ========================================================================================
 ``_drain_messages``          reads nothing: one :class:`FoldRunner` per assigned fold does, batch by batch, from a
                              consumer of its own; says that the member is alive
+``_heed_the_group``          (added) fails of what keeps the member out of its group, which nobody's poll would hear of
 ``commit``, ``ack``          do nothing: offsets are committed by the step, in its transaction
 ``wait_empty``               before a rebalance and at shutdown, waits for the steps under way and for nothing else
 ``_create_worker_consumer``  a member of the group that reads nothing and never resets an offset; always uses the
@@ -31,6 +32,7 @@ from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from mode import Service
 
 from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.errors import ConfigurationError, UnavailableError
@@ -110,6 +112,29 @@ class Consumer(stock.Consumer):
         super().__init__(*args, **kwargs)
         self._runners: dict[int, FoldRunner] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    @Service.task
+    async def _heed_the_group(self) -> None:
+        """Ask aiokafka what keeps this member out of its group, such as the want of a right, and fail of it.
+
+        Aiokafka tells it to the next poll, stays out until then, and here nobody polls. A worker without folds that
+        waits in vain looks like a spare one.
+        """
+
+        async def check(consumer: aiokafka.AIOKafkaConsumer) -> None:
+            if consumer._coordinator is not None:  # noqa: SLF001 - it has started
+                consumer._coordinator.check_errors()  # noqa: SLF001 - what `getmany` does first
+
+        while not self.should_stop:
+            await self.sleep(ALIVE_INTERVAL_S)
+            try:
+                await self._thread.in_thread(check)
+            except ConsumerNotStarted:
+                continue
+            except UnavailableError:
+                if self.should_stop or self._thread.should_stop:  # the process ends, and the thread was first
+                    return
+                raise
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -240,8 +265,9 @@ class Consumer(stock.Consumer):
         untaken = [partition for partition, runner in self._runners.items() if not runner.session.taken]
         try:
             async with asyncio.timeout(DRAIN_DEADLINE_S):
-                await asyncio.gather(*(self._drop(partition) for partition in untaken))
-                await asyncio.gather(*(runner.pause() for runner in self._runners.values()))
+                # Together: what takes long to drop keeps no other fold from pausing before the deadline.
+                taken = [runner for runner in self._runners.values() if runner.session.taken]
+                await asyncio.gather(*map(self._drop, untaken), *(runner.pause() for runner in taken))
         except TimeoutError:
             log.exception("a step outlasts the drain deadline", app=self.app.conf.id, deadline_s=DRAIN_DEADLINE_S)
 

@@ -26,7 +26,7 @@ from settler_streams.topology import Topology, full_name, load_topology
 log = structlog.get_logger(__name__)
 
 START_DEADLINE_S = 30.0
-"""Longest wait for a feed's first catching up; 100,000 events take about 2 s."""
+"""Longest wait for something to come while a feed first catches up; 100,000 events take about 2 s."""
 POLL_MS = 500
 """Longest wait of one poll; events are handed over as they come."""
 PROBE_INTERVAL_S = 2.0
@@ -71,18 +71,24 @@ class TopicFeed:
         """Begin; returns once everything published before this call has been handed over (or passed, from the end).
 
         Raises:
-            UnavailableError: the feed did not catch up within :data:`START_DEADLINE_S`.
+            UnavailableError: nothing has come for :data:`START_DEADLINE_S`, and the feed has not caught up.
         """
         self._task = in_background(self._run(), f"feed of {self.topic}")
         caught_up = asyncio.create_task(self._caught_up.wait())
-        await asyncio.wait([self._task, caught_up], timeout=START_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
-        if caught_up.done():
-            return
+        reached, before = 0, -1
+        while reached != before:  # a topic that is kept for ever takes longer each year; one that stands still, no more
+            before = reached
+            await asyncio.wait([self._task, caught_up], timeout=START_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+            if caught_up.done():
+                return
+            if self._task.done():
+                break
+            reached = sum(self._positions.values())
         caught_up.cancel()
         if self._task.done():
             await self._task  # raises what ended it
         await self.stop()
-        raise UnavailableError(f"the feed of {self.topic} did not catch up within {START_DEADLINE_S:.0f} s")
+        raise UnavailableError(f"the feed of {self.topic} has stood still for {START_DEADLINE_S:.0f} s")
 
     async def stop(self) -> None:
         """End the feed."""

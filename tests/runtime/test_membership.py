@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka.admin import NewTopic
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import GroupAuthorizationFailedError
 from aiokafka.protocol.group import LeaveGroupRequest
 from faust.types import TP
 
@@ -58,6 +60,20 @@ async def test_a_member_that_the_group_has_lost_does_not_open_what_it_believes_t
 
         assert not await worker.app.consumer._thread.in_thread(excluded_and_asked)
         await worker.owns(lambda n: n == PARTITIONS)  # it has joined again
+
+
+async def test_a_member_that_cannot_join_ends_its_worker(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be without folds and well otherwise, as a spare one is; nobody would notice."""
+
+    async def refused(*_given: object) -> None:
+        raise GroupAuthorizationFailedError("planted")
+
+    monkeypatch.setattr(GroupCoordinator, "_do_rejoin_group", refused)
+    worker = Worker(log)
+    with pytest.raises(AssertionError, match="an app failed") as failed:
+        async with running([worker.app]), asyncio.timeout(WAIT_S_MAX):
+            await asyncio.wait([worker.app.failure])
+    assert isinstance(failed.value.__cause__, GroupAuthorizationFailedError)
 
 
 async def test_work_that_ends_with_the_consumers_thread_is_no_cancellation_of_whoever_waits(log: KafkaLog) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import asyncpg
 import pytest
@@ -26,6 +27,8 @@ from settler_streams.adapters.kafka.tenant_state import TenantState
 from settler_streams.adapters.postgres import erasures
 from settler_streams.adapters.valkey.rate_limit import Limit, ValkeyRateLimiter
 from settler_streams.adapters.valkey.tenant_keys import TenantKeys
+from settler_streams.core import noise
+from settler_streams.core.neighbours import Windows
 from settler_streams.errors import ConflictError, NotFoundError, RecordError, UnavailableError
 from settler_streams.events import (
     FileRecords,
@@ -77,8 +80,13 @@ def settings(platform: Platform, tmp_path: Path) -> Settings:
 
 @pytest_asyncio.fixture(scope="module", autouse=True)
 async def folds(platform: Platform) -> AsyncIterator[None]:
-    """Beside admission, every other fold: those that have to answer, and those that forget by themselves."""
+    """Beside admission, every other fold: those that have to answer, and those that forget by themselves.
+
+    Every erasure waits for the windows of those; here they are a quarter as long.
+    """
+    grid = Windows(noise.GRID.width_ms // 4, noise.GRID.kept, noise.GRID.lateness_ms // 4)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(mock.patch.object(noise, "GRID", grid))
         for role in ("scheduler", "flags", "noisy-neighbour", "noisy-detector"):
             await stack.enter_async_context(running_role(role, platform.settings))
         yield

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import datetime as dt
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
+from pydantic import SecretStr
 
 from settler_streams.errors import ConflictError, NotFoundError
 from settler_streams.events import Envelope, Part, QuotaType, TenantChanged, TenantStatus, TenantTier
@@ -40,8 +40,7 @@ class Owned:
     """Every service that changes something of a tenant's but its own row."""
 
     def __init__(self, platform: Platform) -> None:
-        ring = f"k1:{base64.b64encode(secrets.token_bytes(32)).decode()}"
-        settings = platform.settings.model_copy(update={"webhook_secret_keys": ring})
+        settings = platform.settings.model_copy(update={"webhook_keys": SecretStr(f"one:{secrets.token_hex(32)}")})
         self.records = Records()
         self.keys = ApiKeys(platform.pool)
         self.users = UserService(platform.pool)
@@ -159,7 +158,7 @@ async def test_what_is_refused_or_changes_nothing_makes_no_version(platform: Pla
 
 async def test_changes_of_everything_at_once_follow_each_other(platform: Platform, owned: Owned) -> None:
     """None waits for another that waits for it, whatever two of them both lock."""
-    tenant_id = (await platform.new_tenant()).tenant.id
+    tenant_id = (await platform.new_tenant(quotas={QuotaType.CUSTOM_DOMAINS: 9})).tenant.id
     key = await owned.keys.issue(tenant_id, [Scope.JOBS_READ])
     webhook = await owned.webhooks.create(tenant_id, URL)
     before = await _version(platform, tenant_id)

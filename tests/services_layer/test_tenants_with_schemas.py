@@ -21,7 +21,7 @@ from settler_streams.events import TenantTier
 from settler_streams.ids import TenantId
 from settler_streams.services import CreatedTenant, RetentionKind, RetentionService, TenantService, audit
 from tests.adapters.postgres.test_postgres_tenant_schemas import project
-from tests.services_layer.platform import Platform
+from tests.services_layer.platform import SETTLED_WITHIN_S, Platform
 
 if TYPE_CHECKING:
     from settler_streams.adapters.postgres.roles import Connection
@@ -186,6 +186,57 @@ async def test_who_is_killed_while_making_a_tenant_leaves_it_with_its_schema_or_
         assert await places(owner, tenant) == {"users": {"own"}, "audit_logs": {"own"}}
         schema = await owner.fetchval(queries.SCHEMA_OF, tenant)
         assert await everything(owner) == (before[0] | {schema}, before[1] | {tenant})
+
+
+async def test_tenants_made_at_once_do_not_stop_each_other(platform: Platform) -> None:
+    async with service_of(platform) as service, tenant_schemas.owner_connection(platform.settings) as owner:
+        parent = (await created(service)).tenant.id
+        async with asyncio.timeout(SETTLED_WITHIN_S):
+            made = await asyncio.gather(*(created(service, parent_id=above) for above in (None, parent, None, parent)))
+        for one in made:
+            assert (await places(owner, one.tenant.id))["users"] == {"own"}
+
+
+@pytest.mark.parametrize("to_own", [True, False])
+async def test_while_a_tenant_is_moved_all_others_are_changed_as_ever(platform: Platform, to_own: bool) -> None:
+    """With a schema of their own or without: whatever the move has locked, it has locked of the one tenant alone."""
+    settings = platform.settings
+    async with service_of(platform, own_schemas=not to_own) as service, service_of(platform) as others:
+        moved = (await created(service)).tenant.id
+        other, key = (await created(others)).tenant.id, (await platform.new_tenant()).tenant.id
+        api_key = (await platform.tenants.issue_api_key(key, ["jobs:read"])).key
+        under_way, go_on = asyncio.Event(), asyncio.Event()
+
+        async def stopped(_tx: object, _rows: int) -> None:
+            under_way.set()
+            await go_on.wait()
+
+        moving = asyncio.create_task(tenant_schemas.move(settings, moved, own_schema=to_own, note=stopped))
+        try:
+            async with asyncio.timeout(SETTLED_WITHIN_S):
+                await under_way.wait()
+                for tenant in (other, key):
+                    await platform.tenants.issue_api_key(tenant, ["jobs:read"])
+                    await platform.tenants.change_tier(tenant, TenantTier.SCALE)
+                assert (await platform.tenants.authenticate(api_key)).tenant_id == key
+                again = (await created(others)).tenant.id
+                await tenant_schemas.move(settings, again, own_schema=False)
+                await tenant_schemas.move(settings, again, own_schema=True)
+        finally:
+            go_on.set()
+            assert await moving > 0
+
+
+async def test_whoever_reads_for_long_does_not_keep_a_schema_from_being_dropped(platform: Platform) -> None:
+    """An export reads all of a tenant in one snapshot; authentication would wait behind a lock that waits for it."""
+    async with service_of(platform) as service, contextlib.AsyncExitStack() as stack:
+        moved, read = (await created(service)).tenant.id, (await platform.new_tenant()).tenant.id
+        api_key = (await platform.tenants.issue_api_key(read, ["jobs:read"])).key
+        reader = await stack.enter_async_context(platform.pool.tenant(read))
+        assert await reader.fetchval("SELECT count(*) FROM tenants") == 1
+        async with asyncio.timeout(SETTLED_WITHIN_S):
+            assert await tenant_schemas.move(platform.settings, moved, own_schema=False) > 0
+            assert (await platform.tenants.authenticate(api_key)).tenant_id == read
 
 
 async def everything(owner: Connection) -> tuple[set[str], set[str]]:

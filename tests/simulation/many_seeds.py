@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
+import logging
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import structlog
 
 from tests.simulation.judge import judged
 from tests.simulation.misfortunes import Fate
@@ -36,6 +40,13 @@ class Tally:
         self.failed = self.failed or other.failed
 
 
+def quiet() -> None:
+    """Of this process: thousands of faults would be logged, and what was imported be looked through for rubbish."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    gc.collect()
+    gc.freeze()
+
+
 def tally_of(seeds: range) -> Tally:
     """Run some seeds, up to the first that fails."""
     tally = Tally()
@@ -60,7 +71,7 @@ def tallies(seeds: range) -> Iterator[Tally]:
     if processes == 1:
         yield from map(tally_of, chunks)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=quiet)
     try:
         yield from pool.map(tally_of, chunks)
     finally:

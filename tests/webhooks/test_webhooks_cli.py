@@ -7,8 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 
+from settler_streams.adapters.kafka.broker import apply
+from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.ids import TenantId, uuid7
+from settler_streams.topology import load_topology
 from tests.cli.in_process import invoke
 from tests.webhooks.courier_processes import courier_process
 from tests.webhooks.deliveries import finished, queue
@@ -38,6 +42,14 @@ def cli(settings: Settings, tmp_path: Path) -> Cli:
     return run
 
 
+@pytest_asyncio.fixture
+async def topics(settings: Settings) -> None:
+    """To which changes are told."""
+    async with Cluster.of(settings).admin() as client:
+        await apply(client, load_topology().declared(settings.deployment))
+
+
+@pytest.mark.usefixtures("topics")
 async def test_a_webhooks_life(
     cli: Cli, pool: TenantConnectionPool, settings: Settings, new_tenant: NewTenant, tmp_path: Path
 ) -> None:
@@ -75,6 +87,7 @@ async def test_a_webhooks_life(
     assert await cli("list", tenant) == (0, [])
 
 
+@pytest.mark.usefixtures("topics")
 async def test_a_test_that_nobody_sends_says_so(cli: Cli, new_tenant: NewTenant) -> None:
     tenant = await new_tenant()
     _, issued = await cli("add", tenant, "https://hooks.example/")

@@ -26,7 +26,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import SecretStr
 
 from settler_streams.adapters.postgres import projection, roles
-from settler_streams.adapters.postgres.effects import Execution, JobDecision, JobResult
+from settler_streams.adapters.postgres.effects import (
+    AuditEntry,
+    Execution,
+    Flag,
+    JobDecision,
+    JobResult,
+    QuotaUsage,
+    Signal,
+    Usage,
+    WebhookEvent,
+)
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_schemas import owner_connection
@@ -39,9 +49,6 @@ if TYPE_CHECKING:
     from settler_streams.adapters.postgres.pool import Transaction
     from settler_streams.adapters.postgres.roles import Connection
 
-BLOCKS = 10
-"""The runs are timed in blocks, each on new connections, and a figure is the median of the blocks': what one process of
-the server has by chance, and a pause of the machine, fall into one."""
 WARM_UP_RUNS = 20
 """Of each block; PostgreSQL plans a prepared statement five times before it keeps the plan."""
 BATCH_TENANTS = 50
@@ -50,13 +57,20 @@ RECORDS = 2
 JOBS = 10
 """Finished jobs of each tenant, each with five matches and five unmatched records."""
 KEY_HASH = b"\x01" * 32
+WANTED_AT_MS = 4_102_444_800_000
+"""When webhooks' events came: after the webhooks, whenever those were made."""
 
 
 class Sizes(NamedTuple):
-    """Tenants in the database, and runs of each statement as each login."""
+    """Tenants in the database, and runs of each statement as each login.
+
+    The runs are timed in blocks, each on new connections, and a figure is the median of the blocks': what one process
+    of the server has by chance, and a pause of the machine, fall into one.
+    """
 
     tenants: int = 10_000
-    runs: int = 2_000
+    runs: int = 1_000
+    blocks: int = 10
 
 
 class Cost(NamedTuple):
@@ -84,6 +98,7 @@ def _uuid(name: str) -> uuid.UUID:
 # The gateway's statements, with the arguments that it gives them for a tenant and one of its jobs.
 Arguments = Callable[[TenantId, uuid.UUID], tuple[object, ...]]
 READS: dict[str, tuple[str, Arguments]] = {
+    "tenant": (queries.READ_TENANT, lambda tenant_id, _job: (tenant_id,)),
     "authenticate": (queries.FIND_API_KEY, lambda tenant_id, _job: (tenant_id, KEY_HASH)),
     "job": (queries.READ_JOB, lambda tenant_id, job_id: (tenant_id, job_id)),
     "matches": (queries.READ_MATCHES, lambda tenant_id, job_id: (tenant_id, job_id, 0, 100)),
@@ -106,6 +121,9 @@ SELECT tenant, md5('job ' || n || ' ' || j)::uuid AS job FROM bench_tenants, gen
 INSERT INTO tenants (id, root_id, slug, name, tier) SELECT tenant, tenant, 't-' || n, 'T', 'growth' FROM bench_tenants;
 INSERT INTO api_keys (tenant_id, id, key_hash, name, scopes)
 SELECT tenant, tenant, decode(repeat('01', 32), 'hex'), 'k', '{jobs:read}' FROM bench_tenants;
+INSERT INTO webhooks (tenant_id, id, url, event_types, secret_key_id, secret_encrypted)
+SELECT tenant, tenant, 'https://hooks.example', '{}', 'k', decode(repeat('01', 60), 'hex') FROM bench_tenants;
+INSERT INTO webhook_lanes (tenant_id, webhook_id) SELECT tenant, tenant FROM bench_tenants;
 INSERT INTO tenant_quota_usage
 SELECT tenant, quota, 1, 0, 100, NULL, 1
 FROM bench_tenants, unnest(ARRAY['storage', 'monthly_reconciliations', 'concurrent_jobs']) AS quota;
@@ -280,21 +298,90 @@ def _result(tenant_id: TenantId, job_id: str, version: int) -> projection.Record
     return result, execution
 
 
-WRITES = {"job-decisions": _decision, "job-results": _result}
-"""What the recorder makes of a record, by topic; in this order, since a result changes the row of a decision."""
+def _usage(tenant_id: TenantId, _job_id: str, version: int) -> projection.RecordEffects:
+    """Of a minute, which other records add to."""
+    return (
+        Usage(
+            tenant_id=tenant_id,
+            resource="requests",
+            window_start_ms=60_000 * (version % JOBS),
+            window_seconds=60,
+            quantity=1,
+            source_version=version,
+        ),
+    )
+
+
+def _signals(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
+    """A quota's use and a verdict."""
+    used = QuotaUsage(tenant_id=tenant_id, quota_type="storage", used=version, reserved=0, source_version=version)
+    verdict = Signal(
+        tenant_id=tenant_id,
+        signal_id=job_id,
+        kind="noisy",
+        resource="requests",
+        detail={},
+        signalled_at_ms=1,
+        source_version=version,
+    )
+    return used, verdict
+
+
+def _flag(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
+    """A flag that changes, and its entry in the audit log."""
+    flag = Flag(
+        tenant_id=tenant_id,
+        flag="f",
+        scope="tenant",
+        enabled=bool(version % 2),
+        definition={},
+        changed_by="b",
+        changed_at_ms=1,
+        source_version=version,
+    )
+    entry = AuditEntry(
+        tenant_id=tenant_id, id=job_id, actor="b", action="flag.changed", subject="flag/f", recorded_at_ms=1
+    )
+    return flag, entry
+
+
+def _webhook_event(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
+    """One that the tenant's webhook wants."""
+    return (
+        WebhookEvent(
+            tenant_id=tenant_id,
+            event_id=job_id,
+            event_type="settler.job.finished.v1",
+            body="{}",
+            appended_at_ms=WANTED_AT_MS,
+            source_version=version,
+        ),
+    )
+
+
+WRITES = {
+    "job-decisions": _decision,
+    "job-results": _result,
+    "usage-events": _usage,
+    "tenant-signals": _signals,
+    "flag-changes": _flag,
+    "webhooks": _webhook_event,
+}
+"""What a projection makes of a record, by topic; in this order, since a result changes the row of a decision. Flags and
+webhooks are written tenant by tenant, all others for all tenants of a batch at once."""
 
 
 async def _compare(logins: tuple[Opener, Opener], run: Run, sizes: Sizes, drawn: random.Random) -> Cost:
     """The statement as both logins in turn, each first as often as the other; the policies bind the first one."""
     p50, p95, ratio = [], [], []
     counted = itertools.count()
-    for _ in range(BLOCKS):
+    for _ in range(sizes.blocks):
         times: tuple[list[float], list[float]] = ([], [])
         async with AsyncExitStack() as opened:
             pools = [await connect() for connect in logins]
             for pool in pools:
                 opened.push_async_callback(pool.close)
-            for timed in [False] * WARM_UP_RUNS + [True] * max(2, sizes.runs // BLOCKS):
+            for timed in [False] * WARM_UP_RUNS + [True] * max(2, sizes.runs // sizes.blocks):
                 number, which = drawn.randrange(sizes.tenants), next(counted)
                 for login in ((0, 1), (1, 0))[which % 2]:
                     seconds = await run(pools[login], login, number, which)

@@ -23,8 +23,11 @@ WHERE w.tenant_id = $1 AND ($2::uuid IS NULL OR w.id = $2) ORDER BY w.id
 LOCK_WEBHOOK: Final = """
 SELECT url, status, secret_key_id, secret_encrypted FROM webhooks WHERE tenant_id = $1 AND id = $2 FOR NO KEY UPDATE
 """
+# Before its deliveries are written: whoever removes a webhook locks it first, then deletes them in an order of its own.
+KEEP_WEBHOOK: Final = "SELECT true FROM webhooks WHERE tenant_id = $1 AND id = $2 FOR KEY SHARE"
 SET_STATUS: Final = """
 UPDATE webhooks SET status = $3, disabled_reason = $4, updated_at = now() WHERE tenant_id = $1 AND id = $2
+RETURNING true
 """
 ROTATE: Final = """
 UPDATE webhooks
