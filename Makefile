@@ -38,7 +38,7 @@ test: $(INSTALLED) ## Run the tests on real Kafka, PostgreSQL and Valkey
 chaos: $(INSTALLED) ## Disturb a whole system for some minutes and check what is left; SEED=n repeats a round
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
-chaos-long: $(INSTALLED) ## The same for thirty minutes, harder, and a million made statements
+chaos-long: $(INSTALLED) ## The same for fifty minutes: harder, planted bugs, and a million made statements
 	@$(BIN)/python -m tests.chaos --long $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
 check: $(INSTALLED) ## Format, lint, strict types, import direction: seconds

@@ -178,3 +178,17 @@ async def test_what_is_no_id_and_who_is_nobody_are_refused(cli: Cli) -> None:
         assert (code, f"no tenant {nobody}" in said) == (REFUSED, True), arguments
     code, said = await cli("users", "list", "acme")
     assert (code, "not a tenant id" in said or "badly formed" in said) == (REFUSED, True)
+
+
+async def test_without_kafka_a_change_is_stored_and_shown_and_who_tells_it_is_said(
+    cli: Cli, platform: Platform, tmp_path: Path
+) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    known = {**platform.settings.environment(), "SETTLER_STATE_DIR": str(tmp_path)}
+    without = {**known, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    async with asyncio.timeout(ENDS_WITHIN_S):
+        code, issued, said = await asyncio.to_thread(invoke, ["tenants", "key", tenant], without)
+    assert (code, "stored; a gateway, or the next command" in said) == (0, True)
+    assert (await platform.tenants.authenticate(issued["key"])).tenant_id == tenant
+    await done(cli, "rename", tenant, "Acme again")  # waits for admission, which has heard of the key before
+    assert (await done(cli, "show", tenant))["version"] == 3

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from settler_streams.errors import ConflictError, NotFoundError
 from settler_streams.events import Envelope, Part, QuotaType, TenantChanged, TenantStatus, TenantTier
 from settler_streams.ids import TenantId
-from settler_streams.services import ApiKeys, DomainService, Scope, tenant_store
+from settler_streams.services import ApiKeys, DomainService, Scope, move_tenant, tenant_store
 from settler_streams.services.retention import RetentionKind, RetentionService
 from settler_streams.services.users import Role, UserService
 from settler_streams.services.webhooks import WebhookService
@@ -156,9 +156,14 @@ async def test_what_is_refused_or_changes_nothing_makes_no_version(platform: Pla
     assert await _version(platform, tenant_id) == before
 
 
-async def test_changes_of_everything_at_once_follow_each_other(platform: Platform, owned: Owned) -> None:
-    """None waits for another that waits for it, whatever two of them both lock."""
+@pytest.mark.parametrize("own_schema", [False, True])
+async def test_changes_of_everything_at_once_follow_each_other(
+    platform: Platform, owned: Owned, own_schema: bool
+) -> None:
+    """None waits for another that waits for it, whatever two of them both lock; children are made meanwhile."""
     tenant_id = (await platform.new_tenant(quotas={QuotaType.CUSTOM_DOMAINS: 9})).tenant.id
+    if own_schema:
+        await move_tenant(platform.settings, tenant_id, own_schema=True)
     key = await owned.keys.issue(tenant_id, [Scope.JOBS_READ])
     webhook = await owned.webhooks.create(tenant_id, URL)
     before = await _version(platform, tenant_id)
@@ -173,8 +178,9 @@ async def test_changes_of_everything_at_once_follow_each_other(platform: Platfor
             owned.retention.change(tenant_id, {RetentionKind.USAGE: 30 + n}),
             platform.tenants.change_quotas(tenant_id, {QuotaType.STORAGE: n, QuotaType.CUSTOM_DOMAINS: 9}),
         ]
+    children = [platform.new_tenant(parent_id=tenant_id) for _ in range(3)]
     async with asyncio.timeout(SETTLED_WITHIN_S):
-        await asyncio.gather(*changes)
+        await asyncio.gather(*changes, *children)
     # A rotation is two changes: of the key that comes and of the one that goes, unless that ended as soon before.
     last = await _version(platform, tenant_id)
     assert before + len(changes) <= last <= before + len(changes) + 4
