@@ -26,21 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import SecretStr
 
 from settler_streams.adapters.postgres import projection, roles
-from settler_streams.adapters.postgres.effects import (
-    AuditEntry,
-    Execution,
-    Flag,
-    JobDecision,
-    JobResult,
-    QuotaUsage,
-    Signal,
-    Usage,
-    WebhookEvent,
-)
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_schemas import owner_connection
 from settler_streams.dev.bench.ground import SEED
+from settler_streams.dev.bench.recorded import WRITES, Effects
 from settler_streams.ids import TenantId
 from settler_streams.services import queries
 from settler_streams.settings import Settings
@@ -57,8 +47,6 @@ RECORDS = 2
 JOBS = 10
 """Finished jobs of each tenant, each with five matches and five unmatched records."""
 KEY_HASH = b"\x01" * 32
-WANTED_AT_MS = 4_102_444_800_000
-"""When webhooks' events came: after the webhooks, whenever those were made."""
 
 
 class Sizes(NamedTuple):
@@ -69,7 +57,7 @@ class Sizes(NamedTuple):
     """
 
     tenants: int = 10_000
-    runs: int = 1_000
+    runs: int = 500
     blocks: int = 10
 
 
@@ -238,7 +226,7 @@ def _read(query: str, arguments: Arguments) -> Run:
     return run
 
 
-def _record(tenants: int, topic: str, effects: Callable[[TenantId, str, int], projection.RecordEffects]) -> Run:
+def _record(tenants: int, topic: str, effects: Effects) -> Run:
     """A batch of the recorder: records of some tenants, ``effects`` of each, and the position behind them."""
     topic_id = str(_uuid(topic))
 
@@ -257,118 +245,6 @@ def _record(tenants: int, topic: str, effects: Callable[[TenantId, str, int], pr
         return time.perf_counter() - began_s
 
     return run
-
-
-def _decision(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
-    """Of a new job."""
-    return (
-        JobDecision(
-            tenant_id=tenant_id,
-            job_id=job_id,
-            kind="reconciliation",
-            priority="normal",
-            decision="admitted",
-            requested_at_ms=1,
-            decided_at_ms=2,
-            source_version=version,
-        ),
-    )
-
-
-def _result(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
-    """Of a job with a decision."""
-    result = JobResult(
-        tenant_id=tenant_id,
-        job_id=job_id,
-        outcome="succeeded",
-        accepted_attempt=1,
-        finished_at_ms=3,
-        source_version=version,
-    )
-    execution = Execution(
-        tenant_id=tenant_id,
-        job_id=job_id,
-        attempt=1,
-        executor="e",
-        status="succeeded",
-        source_version=version,
-        finished_at_ms=3,
-        worker_us=1000,
-    )
-    return result, execution
-
-
-def _usage(tenant_id: TenantId, _job_id: str, version: int) -> projection.RecordEffects:
-    """Of a minute, which other records add to."""
-    return (
-        Usage(
-            tenant_id=tenant_id,
-            resource="requests",
-            window_start_ms=60_000 * (version % JOBS),
-            window_seconds=60,
-            quantity=1,
-            source_version=version,
-        ),
-    )
-
-
-def _signals(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
-    """A quota's use and a verdict."""
-    used = QuotaUsage(tenant_id=tenant_id, quota_type="storage", used=version, reserved=0, source_version=version)
-    verdict = Signal(
-        tenant_id=tenant_id,
-        signal_id=job_id,
-        kind="noisy",
-        resource="requests",
-        detail={},
-        signalled_at_ms=1,
-        source_version=version,
-    )
-    return used, verdict
-
-
-def _flag(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
-    """A flag that changes, and its entry in the audit log."""
-    flag = Flag(
-        tenant_id=tenant_id,
-        flag="f",
-        scope="tenant",
-        enabled=bool(version % 2),
-        definition={},
-        changed_by="b",
-        changed_at_ms=1,
-        source_version=version,
-    )
-    entry = AuditEntry(
-        tenant_id=tenant_id, id=job_id, actor="b", action="flag.changed", subject="flag/f", recorded_at_ms=1
-    )
-    return flag, entry
-
-
-def _webhook_event(tenant_id: TenantId, job_id: str, version: int) -> projection.RecordEffects:
-    """One that the tenant's webhook wants."""
-    return (
-        WebhookEvent(
-            tenant_id=tenant_id,
-            event_id=job_id,
-            event_type="settler.job.finished.v1",
-            body="{}",
-            appended_at_ms=WANTED_AT_MS,
-            source_version=version,
-        ),
-    )
-
-
-WRITES = {
-    "job-decisions": _decision,
-    "job-results": _result,
-    "usage-events": _usage,
-    "tenant-signals": _signals,
-    "flag-changes": _flag,
-    "webhooks": _webhook_event,
-}
-"""What a projection makes of a record, by topic; in this order, since a result changes the row of a decision. Flags and
-webhooks are written tenant by tenant, all others for all tenants of a batch at once."""
 
 
 async def _compare(logins: tuple[Opener, Opener], run: Run, sizes: Sizes, drawn: random.Random) -> Cost:
