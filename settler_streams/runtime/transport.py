@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import aiokafka
 import structlog
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import TopicPartition
 from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as stock
@@ -71,6 +72,17 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             metadata_max_age_ms=30_000,
         )
         return consumer
+
+    async def on_start(self) -> None:
+        """Faust's hook.
+
+        Raises:
+            UnavailableError: Kafka does not answer, which it did a moment ago, when the app looked at its topics.
+        """
+        try:
+            await super().on_start()
+        except KafkaConnectionError as error:
+            raise UnavailableError(f"Kafka at {self.app.cluster.servers} did not answer: {error!r}") from error
 
     async def in_thread(self, work: Callable[[aiokafka.AIOKafkaConsumer], Coroutine[Any, Any, T]]) -> T:
         """Run ``work`` on the consumer, in the thread that owns it.

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiokafka.admin import NewTopic
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import GroupAuthorizationFailedError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError
 from aiokafka.protocol.group import LeaveGroupRequest
 from faust.types import TP
 
@@ -74,6 +74,32 @@ async def test_a_member_that_cannot_join_ends_its_worker(log: KafkaLog, monkeypa
         async with running([worker.app]), asyncio.timeout(WAIT_S_MAX):
             await asyncio.wait([worker.app.failure])
     assert isinstance(failed.value.__cause__, GroupAuthorizationFailedError)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # the consumer's thread says so, too
+async def test_a_kafka_that_goes_away_during_the_start_is_unavailable(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered when the app looked at its topics, and not when the group's consumer connected."""
+
+    async def refused(*_given: object) -> None:
+        raise KafkaConnectionError("planted")
+
+    worker = Worker(log)
+    create = worker.app.consumer._thread._create_worker_consumer
+
+    def unreachable(transport: Any) -> Any:
+        consumer = create(transport)
+        monkeypatch.setattr(consumer, "start", refused)
+        return consumer
+
+    monkeypatch.setattr(worker.app.consumer._thread, "_create_worker_consumer", unreachable)
+    with pytest.raises(UnavailableError, match=r"did not answer: KafkaConnectionError\(.*planted"):
+        async with running([worker.app]):
+            raise await worker.app.failure
+    assert isinstance(worker.app.failure.result(), UnavailableError)
 
 
 async def test_work_that_ends_with_the_consumers_thread_is_no_cancellation_of_whoever_waits(log: KafkaLog) -> None:
