@@ -22,8 +22,7 @@ Key = tuple[TenantId, JobId]
 
 
 class JobDecisions:
-    """Follows ``job-decisions`` from its end. A wait begins before the request is published, so none is
-    missed."""
+    """Follows ``job-decisions`` from its end. A wait begins before the request is published, so none is missed."""
 
     def __init__(self, settings: Settings) -> None:
         self._waiting: dict[Key, list[asyncio.Future[JobDecided]]] = {}
