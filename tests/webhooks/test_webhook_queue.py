@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from settler_streams.adapters.postgres.projection import PositionMove, init_position, read_positions, write_batch
+from settler_streams.adapters.postgres.tenant_schemas import move
 from settler_streams.errors import FencedError
 from settler_streams.services.webhooks import WebhookService
 from tests.webhooks.deliveries import FINISHED, courier, ended, finished, queue
@@ -48,6 +49,28 @@ async def test_an_event_is_queued_once_for_each_webhook_that_wants_it(
     assert await queued(service, theirs, foreign) == set()
     async with pool.tenant(mine) as tx:
         assert await tx.fetchval("SELECT body FROM webhook_deliveries WHERE webhook_id = $1", results) == result.body
+
+
+async def test_a_batch_has_events_of_several_tenants_each_for_its_own_webhooks(
+    pool: TenantConnectionPool, settings: Settings, service: WebhookService, new_tenant: NewTenant
+) -> None:
+    tenants = [await new_tenant() for _ in range(4)]
+    mine = {tenant: [(await service.create(tenant, URL)).webhook_id for _ in range(2)] for tenant in tenants[:3]}
+    await move(settings, tenants[1], own_schema=True)
+    events = {tenant: [finished(tenant) for _ in range(2)] for tenant in tenants}
+    async with pool.tenant(tenants[0]) as tx:
+        await tx.execute("UPDATE webhook_lanes SET due_at = 'infinity'")
+        due = await tx.fetch("SELECT webhook_id FROM webhook_lanes WHERE due_at <= now()")
+    assert not due
+    await queue(pool, *(pair[0] for pair in events.values()), *(pair[1] for pair in events.values()))
+    for tenant, webhooks in mine.items():
+        for webhook_id in webhooks:
+            assert await queued(service, tenant, webhook_id) == {event.event_id for event in events[tenant]}
+        async with pool.tenant(tenant) as tx:
+            due = await tx.fetch("SELECT webhook_id::text FROM webhook_lanes WHERE due_at <= now() AND skipped = 0")
+        assert {row[0] for row in due} == set(webhooks)
+    async with pool.tenant(tenants[3]) as tx:
+        assert not await tx.fetch("SELECT FROM webhook_deliveries UNION ALL SELECT FROM webhook_lanes")
 
 
 async def test_what_happened_before_a_webhook_was_made_is_not_for_it(
@@ -102,10 +125,10 @@ async def test_the_position_moves_with_the_queue(
     webhook_id = (await service.create(tenant, URL)).webhook_id
     first, second = finished(tenant), finished(tenant)
     await init_position(pool, "t.webhooks", topic_id, "t.job-results", 0)
-    move = PositionMove("t.webhooks", topic_id, "t.job-results", 0, old_next_offset=0, new_next_offset=2)
-    await write_batch(pool, move, [[first], []])
+    step = PositionMove("t.webhooks", topic_id, "t.job-results", 0, old_next_offset=0, new_next_offset=2)
+    await write_batch(pool, step, [[first], []])
     with pytest.raises(FencedError):
-        await write_batch(pool, move, [[second], []])
+        await write_batch(pool, step, [[second], []])
     assert await queued(service, tenant, webhook_id) == {first.event_id}
     assert [position.next_offset for position in await read_positions(pool, "t.webhooks")] == [2]
 

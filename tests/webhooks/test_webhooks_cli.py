@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from settler_streams.adapters.postgres.pool import TenantConnectionPool
     from settler_streams.settings import Settings
+    from tests.services.interface import Service
     from tests.webhooks.conftest import NewTenant
 
 pytestmark = pytest.mark.services
@@ -43,7 +44,7 @@ def cli(settings: Settings, tmp_path: Path) -> Cli:
 
 
 @pytest_asyncio.fixture
-async def topics(settings: Settings) -> None:
+async def topics(kafka: Service, settings: Settings) -> None:
     """To which changes are told."""
     async with Cluster.of(settings).admin() as client:
         await apply(client, load_topology().declared(settings.deployment))

@@ -61,19 +61,29 @@ _RULES: Final[dict[str, str]] = {
     "a tenant's policy says that and nothing more": """
     SELECT t.name || '.' || p.polname FROM tenant_tables t JOIN pg_policy p ON p.polrelid = t.oid
     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = t.tenant_column
-    CROSS JOIN LATERAL format(
-        $$(%I = (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid)$$, a.attname) AS own
-    CROSS JOIN LATERAL format(
-        $$(%I = ( SELECT (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid AS "nullif"))$$,
-        a.attname) AS own_once
+    CROSS JOIN (VALUES ($$(NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid$$,
+                        $$'00000000-0000-0000-0000-000000000000'::uuid$$)) AS in_force (context, platform)
+    CROSS JOIN LATERAL (VALUES (
+        format('(%I = %s)', a.attname, context), format('(%I = ( SELECT %s AS "nullif"))', a.attname, context)
+    )) AS own (own, own_once)
     CROSS JOIN LATERAL (
         SELECT pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid)) AS says (seen, written)
-    CROSS JOIN LATERAL (SELECT t.name IN ('feature_flags', 'outbox', 'webhook_lanes')) AS special (yes)
-    WHERE CASE p.polname
-          WHEN 'tenant_rows_only' THEN NOT (special.yes OR t.name IN ('erasures', 'tenant_schemas'))
-                                       AND (says.seen = own AND says.written IN (own, own_once)) IS NOT TRUE
-          WHEN 'tenant_rows' THEN CASE WHEN special.yes THEN (says.seen, says.written) IS DISTINCT FROM (own, own_once)
-                                  ELSE (says.seen, says.written) IS DISTINCT FROM ('true', 'true') END END
+    CROSS JOIN LATERAL (SELECT format(
+        $$(%s OR ((CURRENT_USER = 'settler_courier'::name) AND (%s = %s)))$$, own, context, platform)) AS lane (courier)
+    LEFT JOIN LATERAL (VALUES
+        ('erasures', format('(%s OR (%s = %s))', own, context, platform), own),
+        ('tenant_schemas', format('(%s OR (%s = %s))', own, context, platform), own),
+        ('feature_flags',
+         format('((tenant_id = ANY (ARRAY[%1$s, %2$s])) AND (%1$s IS NOT NULL))', context, platform), NULL),
+        ('webhook_lanes', courier, courier)) AS wider (name, seen, written) ON wider.name = t.name
+    WHERE CASE
+        WHEN t.name = 'outbox'
+        THEN p.polname = 'tenant_rows' AND (says.seen, says.written) IS DISTINCT FROM (own, own_once)
+        WHEN p.polname = 'tenant_rows' THEN (says.seen, says.written) IS DISTINCT FROM ('true', 'true')
+        WHEN p.polname <> 'tenant_rows_only' THEN p.polname LIKE 'tenant\\_rows\\_only\\_%' AND NOT (
+            coalesce(says.seen, own) = own AND coalesce(says.written, own) = own)
+        WHEN wider.name IS NULL THEN (says.seen = own AND says.written IN (own, own_once)) IS NOT TRUE
+        ELSE (says.seen, says.written) IS DISTINCT FROM (wider.seen, wider.written) END
     """,
     "a group is joined as was intended": """
     SELECT format('%s in %s', m.member::regrole, g.rolname) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
@@ -90,12 +100,11 @@ _RULES: Final[dict[str, str]] = {
     SELECT inhrelid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
     WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition
     """,
-    "only feature_flags, the relay and the courier widen": """
+    "only the relay and the platform widen": """
     SELECT polrelid::regclass || '.' || polname FROM pg_policy
     WHERE polpermissive AND polname <> 'tenant_rows'
       AND (polrelid::regclass::text, polname::text)
-          NOT IN (('feature_flags', 'platform_rows'), ('outbox', 'relay_rows'), ('stream_positions', 'platform_rows'),
-                  ('webhook_lanes', 'courier_rows'))
+          NOT IN (('outbox', 'relay_rows'), ('stream_positions', 'platform_rows'))
     """,
     "the tenant column is never NULL": "SELECT name FROM tenant_tables WHERE NOT attnotnull",
     "a primary key leads with the tenant": """
@@ -222,7 +231,7 @@ _REMEDIES: Final[dict[str, str]] = {
     "a tenant's policy says that and nothing more": "drop it and CALL protect_tenant_table",
     "a group is joined as was intended": "REVOKE it and run `settler migrate`",
     "no inheritance reaches across tables": "use a partition; the parent's policies alone would bind",
-    "only feature_flags, the relay and the courier widen": "drop it; a parent sees a child by switching context",
+    "only the relay and the platform widen": "drop it; a parent sees a child by switching context",
     "the tenant column is never NULL": "ALTER COLUMN ... SET NOT NULL; platform-wide rows carry the nil UUID",
     "a primary key leads with the tenant": "make it PRIMARY KEY (tenant_id, ...)",
     "an index leads with the tenant": "make it (tenant_id, ...): a unique one would tell of others' rows",

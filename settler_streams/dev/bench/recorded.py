@@ -134,5 +134,4 @@ WRITES = {
     "flag-changes": _flag,
     "webhooks": _webhook_event,
 }
-"""What a projection makes of a record, by topic; in this order, since a result changes the row of a decision. Flags and
-webhooks are written tenant by tenant, all others for all tenants of a batch at once."""
+"""What a projection makes of a record, by topic; in this order, since a result changes the row of a decision."""

@@ -112,6 +112,8 @@ SELECT tenant, tenant, decode(repeat('01', 32), 'hex'), 'k', '{jobs:read}' FROM 
 INSERT INTO webhooks (tenant_id, id, url, event_types, secret_key_id, secret_encrypted)
 SELECT tenant, tenant, 'https://hooks.example', '{}', 'k', decode(repeat('01', 60), 'hex') FROM bench_tenants;
 INSERT INTO webhook_lanes (tenant_id, webhook_id) SELECT tenant, tenant FROM bench_tenants;
+INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body)
+SELECT tenant, tenant, md5('event ' || n || ' ' || e)::uuid, 't', '{}' FROM bench_tenants, generate_series(1, 5) AS e;
 INSERT INTO tenant_quota_usage
 SELECT tenant, quota, 1, 0, 100, NULL, 1
 FROM bench_tenants, unnest(ARRAY['storage', 'monthly_reconciliations', 'concurrent_jobs']) AS quota;

@@ -27,6 +27,9 @@ async def test_every_table_of_the_specification_is_there(owner):
 
 BEYOND_ROWS = "no relation is granted to everybody, nor beyond reading and writing rows: "
 
+SOME_CONTEXT = "current_setting('app.tenant_id') <> ''"
+"""What every tenant has."""
+
 PROTECTED = (
     "CREATE TABLE later (tenant_id uuid NOT NULL, id uuid, other uuid, amount_minor bigint, "
     "PRIMARY KEY (tenant_id, id)); CALL protect_tenant_table('later');"
@@ -52,6 +55,24 @@ async def test_a_protected_new_table_is_accepted(owner):
         (
             "DROP POLICY tenant_rows_only ON jobs",
             "restrictive policies bind every role in every command: jobs (r)",
+        ),
+        *(
+            (
+                f"ALTER POLICY {policy} ON {table} {change}",
+                f"a tenant's policy says that and nothing more: {table}.{policy}",
+            )
+            for table, policy, change in [
+                ("jobs", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
+                ("feature_flags", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
+                ("feature_flags", "tenant_rows_only_insert", f"WITH CHECK ({SOME_CONTEXT})"),
+                ("feature_flags", "tenant_rows_only_update", f"USING ({SOME_CONTEXT})"),
+                ("feature_flags", "tenant_rows_only_delete", f"USING ({SOME_CONTEXT})"),
+                ("webhook_lanes", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
+                ("webhook_lanes", "tenant_rows_only", f"WITH CHECK ({SOME_CONTEXT})"),
+                ("erasures", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
+                ("tenant_schemas", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
+                ("outbox", "tenant_rows", f"USING ({SOME_CONTEXT})"),
+            ]
         ),
         (
             "DROP POLICY tenant_rows_only_update ON feature_flags",
@@ -80,7 +101,7 @@ async def test_a_protected_new_table_is_accepted(owner):
         ),
         (
             "CREATE POLICY extra ON jobs USING (current_setting('app.tenant_id') <> '')",
-            "only feature_flags, the relay and the courier widen: jobs.extra",
+            "only the relay and the platform widen: jobs.extra",
         ),
         (
             "ALTER TABLE users DROP CONSTRAINT users_pkey CASCADE; ALTER TABLE users ADD PRIMARY KEY (id)",
