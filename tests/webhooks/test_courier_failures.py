@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from settler_streams.adapters.telemetry.metrics import METRICS
+from settler_streams.courier.lane import Lane, LaneRunner, new_lease
 from settler_streams.courier.sender import Sender
 from settler_streams.errors import ConflictError, NotFoundError
-from settler_streams.services.webhooks import Destination, WebhookService
+from settler_streams.services.webhooks import Destination, WebhookService, queries
 from tests.webhooks.deliveries import courier, ended, finished, queue
 from tests.webhooks.endpoint import WAIT_S_MAX, Endpoint, cut, endless, hang, listening, status
 
@@ -219,3 +220,27 @@ async def test_an_answer_without_end_is_an_answer(
         await queue(pool, finished(tenant))
         (delivery,) = await ended(service, tenant, webhook_id, 1)
     assert (delivery.attempts, delivery.last_status) == (1, 200)
+
+
+async def test_a_webhook_is_removed_while_a_courier_ends_its_turn_and_neither_waits_for_the_other(
+    pool: TenantConnectionPool, settings: Settings, service: WebhookService, new_tenant: NewTenant
+) -> None:
+    tenant = await new_tenant()
+    lane = Lane(tenant, (await service.create(tenant, "https://hooks.example/")).webhook_id, new_lease())
+    async with pool.tenant(tenant) as tx:
+        await tx.execute(
+            "UPDATE webhook_lanes SET lease_id = $2, leased_until = now() + interval '1 minute' WHERE webhook_id = $1",
+            lane.webhook_id, lane.lease_id,
+        )  # fmt: skip
+    async with Sender(settings) as sender:
+        runner = LaneRunner(pool, sender, settings)
+        async with pool.tenant(tenant) as tx:
+            await tx.execute("DELETE FROM webhooks WHERE tenant_id = $1 AND id = $2", tenant, lane.webhook_id)
+            turn = asyncio.create_task(runner.serve(lane))
+            async with asyncio.timeout(WAIT_S_MAX), pool.platform() as other:
+                while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    pass
+            await tx.execute(queries.DELETE_LANE, tenant, lane.webhook_id)
+        async with asyncio.timeout(WAIT_S_MAX):
+            await turn
+    assert await service.list(tenant) == []
