@@ -89,14 +89,18 @@ LANGUAGE plpgsql
 AS $$
 BEGIN
     WITH opened AS MATERIALIZED (
-        SELECT b.tenant, b.effects, w.*
-        FROM (SELECT * FROM by_tenant(batch, 'webhook_event') WHERE effects IS NOT NULL ORDER BY tenant) AS b,
+        SELECT b.tenant, w.*
+        FROM (SELECT tenant FROM by_tenant(batch, 'webhook_event') WHERE effects IS NOT NULL ORDER BY tenant) AS b,
              open_webhooks(b.tenant) AS w
-    ), wanted AS MATERIALIZED (
-        SELECT w.tenant, w.webhook_id, w.free, e.event_id, e.event_type, e.body,
-               row_number() OVER (PARTITION BY w.tenant, w.webhook_id ORDER BY e.source_version) AS place
-        FROM opened AS w, jsonb_to_recordset(w.effects) AS e (
+    ), events AS MATERIALIZED (  -- of those alone that have webhooks
+        SELECT b.tenant, e.*
+        FROM by_tenant(batch, 'webhook_event') AS b, jsonb_to_recordset(b.effects) AS e (
             event_id uuid, event_type text, body text, appended_at_ms bigint, source_version bigint)
+        WHERE b.tenant IN (SELECT o.tenant FROM opened o)
+    ), wanted AS MATERIALIZED (
+        SELECT tenant, w.webhook_id, w.free, e.event_id, e.event_type, e.body,
+               row_number() OVER (PARTITION BY tenant, w.webhook_id ORDER BY e.source_version) AS place
+        FROM opened AS w JOIN events AS e USING (tenant)
         WHERE w.wants_from <= instant(e.appended_at_ms)
           AND (w.event_types = '{}' OR e.event_type = ANY (w.event_types))
     ), queued AS (

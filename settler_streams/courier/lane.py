@@ -207,11 +207,13 @@ class LaneRunner:
     async def _release(self, lane: Lane, verdict: Verdict) -> None:
         tenant_id, webhook_id = lane.tenant_id, lane.webhook_id
         async with self._pool.tenant(tenant_id) as tx:
-            # Webhooks before lanes, as everywhere: two transactions that lock both in turn would block each other.
+            # Webhooks before lanes and lanes before deliveries, as everywhere: two transactions that lock them in turn
+            # would block each other.
             await tx.execute(queries.KEEP_WEBHOOK, tenant_id, webhook_id)
             await tx.execute(queries.FORGET_PREVIOUS, tenant_id, webhook_id)
+            ours = await tx.fetchval(queries.LOCK_LANE, tenant_id, webhook_id, lane.lease_id)
             await tx.execute(queries.DELETE_ENDED, tenant_id, webhook_id, DELIVERED_DAYS, DEAD_DAYS, TIDIED_MAX)
-            if await tx.fetchval(queries.LOCK_LANE, tenant_id, webhook_id, lane.lease_id):
+            if ours:
                 await tx.execute(queries.RELEASE_LANE, tenant_id, webhook_id, verdict.failures, verdict.pause_s)
 
 

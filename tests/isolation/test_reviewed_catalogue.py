@@ -65,7 +65,7 @@ async def test_whatever_is_added_is_named(owner, change, noticed):
         ("CREATE TABLE later () INHERITS (jobs)", "no inheritance reaches across tables: later"),
         (
             "ALTER POLICY tenant_rows_only ON jobs USING (current_setting('app.tenant_id', true) <> '')",
-            "a tenant's policy says that and nothing more: jobs.tenant_rows_only",
+            "a tenant's policies say that and nothing more: jobs.tenant_rows_only",
         ),
     ],
 )

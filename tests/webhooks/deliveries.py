@@ -13,6 +13,7 @@ import msgspec
 from settler_streams.adapters.postgres import queries as projection_queries
 from settler_streams.adapters.postgres.effects import WebhookEvent
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.courier.lane import Lane, new_lease
 from settler_streams.courier.process import Courier
 from settler_streams.courier.sender import Sender
 from settler_streams.events import JobFinished, JobStatus
@@ -46,11 +47,34 @@ def finished(tenant: TenantId, *, appended_at_ms: int | None = None, event_type:
 
 async def queue(pool: TenantConnectionPool, *events: WebhookEvent) -> None:
     """Project ``events`` in one batch."""
+    async with pool.platform() as tx:
+        await tx.execute(projection_queries.PROJECT_BATCH, batch_of(*events))
+
+
+def batch_of(*events: WebhookEvent) -> str:
+    """What the recorder gives PostgreSQL of ``events``."""
     batch: dict[str, dict[str, list[WebhookEvent]]] = {}
     for event in events:
         batch.setdefault(event.tenant_id, {}).setdefault(event.KIND, []).append(event)
-    async with pool.platform() as tx:
-        await tx.execute(projection_queries.PROJECT_BATCH, msgspec.json.encode(batch).decode())
+    return msgspec.json.encode(batch).decode()
+
+
+async def leased(pool: TenantConnectionPool, tenant: TenantId, webhook_id: str) -> Lane:
+    """The webhook's lane, leased for a minute."""
+    lane = Lane(tenant, webhook_id, new_lease())
+    async with pool.tenant(tenant) as tx:
+        await tx.execute(
+            "UPDATE webhook_lanes SET lease_id = $2, leased_until = now() + interval '1 minute' WHERE webhook_id = $1",
+            webhook_id, lane.lease_id,
+        )  # fmt: skip
+    return lane
+
+
+async def somebody_waits(pool: TenantConnectionPool) -> None:
+    """Return once a transaction waits for a lock."""
+    async with asyncio.timeout(WAIT_S_MAX), pool.platform() as tx:
+        while not await tx.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            pass
 
 
 @contextlib.asynccontextmanager

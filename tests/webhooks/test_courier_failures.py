@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from settler_streams.adapters.postgres.queries import PROJECT_BATCH
 from settler_streams.adapters.telemetry.metrics import METRICS
-from settler_streams.courier.lane import Lane, LaneRunner, new_lease
+from settler_streams.courier.lane import LaneRunner
 from settler_streams.courier.sender import Sender
 from settler_streams.errors import ConflictError, NotFoundError
 from settler_streams.services.webhooks import Destination, WebhookService, queries
-from tests.webhooks.deliveries import courier, ended, finished, queue
+from tests.webhooks.deliveries import batch_of, courier, ended, finished, leased, queue, somebody_waits
 from tests.webhooks.endpoint import WAIT_S_MAX, Endpoint, cut, endless, hang, listening, status
 
 if TYPE_CHECKING:
@@ -226,21 +227,40 @@ async def test_a_webhook_is_removed_while_a_courier_ends_its_turn_and_neither_wa
     pool: TenantConnectionPool, settings: Settings, service: WebhookService, new_tenant: NewTenant
 ) -> None:
     tenant = await new_tenant()
-    lane = Lane(tenant, (await service.create(tenant, "https://hooks.example/")).webhook_id, new_lease())
-    async with pool.tenant(tenant) as tx:
-        await tx.execute(
-            "UPDATE webhook_lanes SET lease_id = $2, leased_until = now() + interval '1 minute' WHERE webhook_id = $1",
-            lane.webhook_id, lane.lease_id,
-        )  # fmt: skip
+    lane = await leased(pool, tenant, (await service.create(tenant, "https://hooks.example/")).webhook_id)
     async with Sender(settings) as sender:
         runner = LaneRunner(pool, sender, settings)
         async with pool.tenant(tenant) as tx:
             await tx.execute("DELETE FROM webhooks WHERE tenant_id = $1 AND id = $2", tenant, lane.webhook_id)
             turn = asyncio.create_task(runner.serve(lane))
-            async with asyncio.timeout(WAIT_S_MAX), pool.platform() as other:
-                while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                    pass
+            await somebody_waits(pool)
             await tx.execute(queries.DELETE_LANE, tenant, lane.webhook_id)
         async with asyncio.timeout(WAIT_S_MAX):
             await turn
     assert await service.list(tenant) == []
+
+
+@pytest.mark.parametrize("meets", ["a redrive", "a turn that ends"])
+async def test_an_event_that_is_read_again_is_queued_beside_whoever_has_its_delivery(
+    pool: TenantConnectionPool, settings: Settings, service: WebhookService, new_tenant: NewTenant, meets: str
+) -> None:
+    tenant = await new_tenant()
+    webhook_id = (await service.create(tenant, "https://hooks.example/")).webhook_id
+    lane, event = await leased(pool, tenant, webhook_id), finished(tenant)
+    await queue(pool, event)
+    async with pool.tenant(tenant) as tx:
+        await tx.execute("UPDATE webhook_deliveries SET status = 'dead', finished_at = now() - interval '31 days'")
+    async with Sender(settings) as sender:
+        async with pool.tenant(tenant) as recorder:
+            await recorder.execute(queries.HOLD_LANE, tenant, webhook_id)  # as its statement does first
+            redrive = service.deliveries.redrive(tenant, webhook_id)
+            turn = LaneRunner(pool, sender, settings).serve(lane)
+            chosen, left = (redrive, turn) if meets == "a redrive" else (turn, redrive)
+            left.close()
+            meeting = asyncio.create_task(chosen)
+            await somebody_waits(pool)
+            await recorder.execute(PROJECT_BATCH, batch_of(event))
+        async with asyncio.timeout(WAIT_S_MAX):
+            await meeting
+    (status_now,) = [delivery.status for delivery in await service.deliveries.recent(tenant, webhook_id)] or ["tidied"]
+    assert status_now == ("pending" if meets == "a redrive" else "tidied")

@@ -14,8 +14,8 @@ from settler_streams.adapters.postgres.projection import PositionMove, init_posi
 from settler_streams.adapters.postgres.tenant_schemas import move
 from settler_streams.errors import FencedError
 from settler_streams.services.webhooks import WebhookService
-from tests.webhooks.deliveries import FINISHED, courier, ended, finished, queue
-from tests.webhooks.endpoint import WAIT_S_MAX, listening
+from tests.webhooks.deliveries import FINISHED, courier, ended, finished, queue, somebody_waits
+from tests.webhooks.endpoint import listening
 
 if TYPE_CHECKING:
     from settler_streams.adapters.postgres.pool import TenantConnectionPool
@@ -110,9 +110,7 @@ async def test_a_webhook_that_is_being_removed_costs_the_others_nothing(
     async with pool.tenant(tenant) as tx:
         await tx.execute("DELETE FROM webhooks WHERE tenant_id = $1 AND id = $2", tenant, removed)
         queueing = asyncio.create_task(queue(pool, event))
-        async with asyncio.timeout(WAIT_S_MAX), pool.platform() as other:
-            while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                pass
+        await somebody_waits(pool)
     await queueing
     assert await queued(service, tenant, kept) == {event.event_id}
     assert [webhook.id for webhook in await service.list(tenant)] == [kept]

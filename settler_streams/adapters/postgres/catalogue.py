@@ -58,32 +58,39 @@ _RULES: Final[dict[str, str]] = {
         relrowsecurity AND relforcerowsecurity
         AND EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid AND polname = 'platform_rows' AND polcmd = '*'))
     """,
-    "a tenant's policy says that and nothing more": """
-    SELECT t.name || '.' || p.polname FROM tenant_tables t JOIN pg_policy p ON p.polrelid = t.oid
+    "a tenant's policies say that and nothing more": """
+    SELECT t.name || '.' || says.policy FROM tenant_tables t
     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = t.tenant_column
     CROSS JOIN (VALUES ($$(NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid$$,
-                        $$'00000000-0000-0000-0000-000000000000'::uuid$$)) AS in_force (context, platform)
-    CROSS JOIN LATERAL (VALUES (
-        format('(%I = %s)', a.attname, context), format('(%I = ( SELECT %s AS "nullif"))', a.attname, context)
-    )) AS own (own, own_once)
-    CROSS JOIN LATERAL (
-        SELECT pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid)) AS says (seen, written)
-    CROSS JOIN LATERAL (SELECT format(
-        $$(%s OR ((CURRENT_USER = 'settler_courier'::name) AND (%s = %s)))$$, own, context, platform)) AS lane (courier)
-    LEFT JOIN LATERAL (VALUES
-        ('erasures', format('(%s OR (%s = %s))', own, context, platform), own),
-        ('tenant_schemas', format('(%s OR (%s = %s))', own, context, platform), own),
-        ('feature_flags',
+                        $$( SELECT (NULLIF(current_setting('app.tenant_id'::text, true), ''::text))::uuid$$
+                        || $$ AS "nullif")$$,
+                        $$'00000000-0000-0000-0000-000000000000'::uuid$$)) AS in_force (context, context_once, platform)
+    CROSS JOIN LATERAL (VALUES (format('(%I = %s)', a.attname, context), format('(%I = %s)', a.attname, context_once),
+        $$(%s OR ((CURRENT_USER = '%s'::name) AND (%s = %s)))$$)) AS own (own, own_once, or_role)
+    CROSS JOIN LATERAL (VALUES
+        (t.name <> 'outbox', 'tenant_rows', '*', 'true', 'true'),
+        (t.name NOT IN ('erasures', 'feature_flags', 'outbox', 'tenant_schemas', 'webhook_lanes'),
+         'tenant_rows_only', '*', own, own),
+        (t.name IN ('erasures', 'tenant_schemas'),
+         'tenant_rows_only', '*', format('(%s OR (%s = %s))', own, context, platform), own),
+        (t.name = 'feature_flags', 'tenant_rows_only', 'r',
          format('((tenant_id = ANY (ARRAY[%1$s, %2$s])) AND (%1$s IS NOT NULL))', context, platform), NULL),
-        ('webhook_lanes', courier, courier)) AS wider (name, seen, written) ON wider.name = t.name
-    WHERE CASE
-        WHEN t.name = 'outbox'
-        THEN p.polname = 'tenant_rows' AND (says.seen, says.written) IS DISTINCT FROM (own, own_once)
-        WHEN p.polname = 'tenant_rows' THEN (says.seen, says.written) IS DISTINCT FROM ('true', 'true')
-        WHEN p.polname <> 'tenant_rows_only' THEN p.polname LIKE 'tenant\\_rows\\_only\\_%' AND NOT (
-            coalesce(says.seen, own) = own AND coalesce(says.written, own) = own)
-        WHEN wider.name IS NULL THEN (says.seen = own AND says.written IN (own, own_once)) IS NOT TRUE
-        ELSE (says.seen, says.written) IS DISTINCT FROM (wider.seen, wider.written) END
+        (t.name = 'feature_flags', 'tenant_rows_only_insert', 'a', NULL, own),
+        (t.name = 'feature_flags', 'tenant_rows_only_update', 'w', own, own),
+        (t.name = 'feature_flags', 'tenant_rows_only_delete', 'd', own, NULL),
+        (t.name = 'webhook_lanes', 'tenant_rows_only', '*', format(or_role, own, 'settler_courier', context, platform),
+         format(or_role, own, 'settler_courier', context, platform)),
+        (t.name = 'outbox', 'tenant_rows', '*', own, own_once),
+        (t.name = 'outbox', 'tenant_rows_only', '*',
+         format(or_role, own_once, 'settler_relay', context_once, platform), own_once)
+    ) AS says (holds, policy, command, seen, written)
+    WHERE NOT closed AND says.holds AND NOT EXISTS (
+        SELECT FROM pg_policy p
+        CROSS JOIN LATERAL (
+            SELECT pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid)) AS found (seen, written)
+        WHERE p.polrelid = t.oid AND p.polname = says.policy AND p.polpermissive = (says.policy = 'tenant_rows')
+          AND p.polcmd::text = says.command AND p.polroles = '{0}' AND found.seen IS NOT DISTINCT FROM says.seen
+          AND (found.written IS NOT DISTINCT FROM says.written OR (says.written, found.written) = (own, own_once)))
     """,
     "a group is joined as was intended": """
     SELECT format('%s in %s', m.member::regrole, g.rolname) FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
@@ -228,7 +235,7 @@ _REMEDIES: Final[dict[str, str]] = {
     "restrictive policies bind every role in every command": "CALL protect_tenant_table where it is created",
     "every policy asks for a context": "compare the tenant column with the context in its USING and WITH CHECK",
     "positions belong to the platform alone": "put back what migration 0009 says",
-    "a tenant's policy says that and nothing more": "drop it and CALL protect_tenant_table",
+    "a tenant's policies say that and nothing more": "put back what the migrations say",
     "a group is joined as was intended": "REVOKE it and run `settler migrate`",
     "no inheritance reaches across tables": "use a partition; the parent's policies alone would bind",
     "only the relay and the platform widen": "drop it; a parent sees a child by switching context",

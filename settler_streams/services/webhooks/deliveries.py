@@ -153,6 +153,7 @@ class WebhookDeliveries:
         async with self._pool.tenant(tenant_id) as tx:
             if (await lock(tx, tenant_id, webhook_id))["status"] == "disabled":
                 raise ConflictError(f"webhook {webhook_id} is disabled; resume it first")
+            await tx.execute(queries.HOLD_LANE, tenant_id, webhook_id)
             rows = await tx.fetch(queries.REDRIVE, tenant_id, webhook_id, wanted, REDRIVEN_MAX)
             driven = sorted(str(row["event_id"]) for row in rows)
             if wanted is not None and (absent := sorted({str(one) for one in wanted} - set(driven))):

@@ -43,6 +43,9 @@ UPDATE webhook_lanes SET due_at = now(), failures = 0, failing_since = NULL, pau
 WHERE tenant_id = $1 AND webhook_id = $2
 """
 
+# Before deliveries that are there already: whoever queues takes a lane first, then meets what is queued again.
+HOLD_LANE: Final = "SELECT true FROM webhook_lanes WHERE tenant_id = $1 AND webhook_id = $2 FOR NO KEY UPDATE"
+
 # Deliveries
 
 WEBHOOK_EXISTS: Final = "SELECT true FROM webhooks WHERE tenant_id = $1 AND id = $2"

@@ -58,8 +58,29 @@ async def test_a_protected_new_table_is_accepted(owner):
         ),
         *(
             (
+                (
+                    f"DROP POLICY tenant_rows_only_{name} ON feature_flags;"
+                    f"CREATE POLICY other ON feature_flags AS RESTRICTIVE FOR {name.upper()} {how}"
+                ),
+                f"a tenant's policies say that and nothing more: feature_flags.tenant_rows_only_{name}",
+            )
+            for name, how in [
+                ("insert", f"WITH CHECK ({SOME_CONTEXT})"),
+                ("update", f"USING ({SOME_CONTEXT})"),
+                ("delete", f"USING ({SOME_CONTEXT})"),
+            ]
+        ),
+        (
+            (
+                "DROP POLICY tenant_rows_only ON feature_flags;"
+                f"CREATE POLICY tenant_rows_only ON feature_flags AS RESTRICTIVE USING ({SOME_CONTEXT})"
+            ),
+            "a tenant's policies say that and nothing more: feature_flags.tenant_rows_only",
+        ),
+        *(
+            (
                 f"ALTER POLICY {policy} ON {table} {change}",
-                f"a tenant's policy says that and nothing more: {table}.{policy}",
+                f"a tenant's policies say that and nothing more: {table}.{policy}",
             )
             for table, policy, change in [
                 ("jobs", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
@@ -72,6 +93,7 @@ async def test_a_protected_new_table_is_accepted(owner):
                 ("erasures", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
                 ("tenant_schemas", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
                 ("outbox", "tenant_rows", f"USING ({SOME_CONTEXT})"),
+                ("outbox", "tenant_rows_only", f"USING ({SOME_CONTEXT})"),
             ]
         ),
         (
@@ -93,11 +115,11 @@ async def test_a_protected_new_table_is_accepted(owner):
         ),
         (
             "ALTER POLICY tenant_rows_only ON jobs USING (current_setting('app.tenant_id', true) <> '')",
-            "a tenant's policy says that and nothing more: jobs.tenant_rows_only",
+            "a tenant's policies say that and nothing more: jobs.tenant_rows_only",
         ),
         (
             "ALTER POLICY tenant_rows ON outbox USING (true)",
-            "a tenant's policy says that and nothing more: outbox.tenant_rows",
+            "a tenant's policies say that and nothing more: outbox.tenant_rows",
         ),
         (
             "CREATE POLICY extra ON jobs USING (current_setting('app.tenant_id') <> '')",
