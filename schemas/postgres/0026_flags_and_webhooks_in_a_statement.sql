@@ -84,6 +84,9 @@ $$;
 -- As before: each event once for each webhook that wants it, in the order of the log; what finds the queue full is
 -- counted and passed over; and their lanes are due. One that is due already is only locked: whoever serves it has to
 -- wait for this transaction before it looks for what is left.
+--
+-- Deliveries have one key, so ON CONFLICT need not name it; to name it is to read, for which each row would be checked
+-- once more.
 CREATE FUNCTION queue_webhook_deliveries(batch jsonb) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -107,7 +110,7 @@ BEGIN
         INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body, next_attempt_at)
         SELECT in_context_of(w.tenant), w.webhook_id, w.event_id, w.event_type, w.body, clock_timestamp()
         FROM (SELECT * FROM wanted WHERE place <= free ORDER BY tenant, webhook_id, place) AS w
-        ON CONFLICT (tenant_id, webhook_id, event_id) DO NOTHING
+        ON CONFLICT DO NOTHING
     )
     INSERT INTO webhook_lanes AS lane (tenant_id, webhook_id, due_at, skipped)
     SELECT in_context_of(w.tenant), w.webhook_id, now(), w.skipped
