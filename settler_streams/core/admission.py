@@ -362,7 +362,8 @@ class Admission(FoldLogic):
             tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
             if tenant is not None and level is not None:
                 report = self._report(level, now_ms)
-                emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, f"usage/{tenant_id}", tenant_id))
+                suffix = f"usage/{self._round}/{tenant_id}"  # a tick can be in the log twice, its round cannot
+                emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, suffix, tenant_id))
         changes: dict[str, Value | None] = {}
         if self._standings.changed:
             self._standings.changed.clear()

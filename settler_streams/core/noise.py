@@ -126,7 +126,8 @@ class NoisyNeighbour(FoldLogic):
                 chunk=chunk,
                 sums=sums,
             )
-            suffix = f"partial/{self._partition}/{window}/{chunk}"
+            # The revision, since a tick can be in the log twice.
+            suffix = f"partial/{self._partition}/{window}/{revision}/{chunk}"
             yield Emit("usage-partials", partial, PLATFORM, str(self._partition), suffix, partition=0)
 
     def _sum_of(self, window: int, tenant: TenantId) -> TenantSums:

@@ -40,7 +40,7 @@ from settler_streams.events import (
     TenantWeighted,
     UsageRecorded,
 )
-from settler_streams.ids import PLATFORM, partition_of
+from settler_streams.ids import PLATFORM, derived_id, partition_of
 from settler_streams.tiers import load_tiers
 from tests.core.admission_oracle import Oracle, month_of
 from tests.core.harness import START_MS, Fold, uid
@@ -601,6 +601,16 @@ def test_a_tick_reports_each_active_tenant_once_and_a_restart_forgets_and_adds_n
     assert fold.stored() == before, "an idle tick stores nothing"
     fold.feed(finish(uid("a")), CHILD, key=ROOT)
     assert reported() == {ROOT, CHILD}
+
+
+def test_a_tick_that_is_in_the_log_twice_reports_under_different_ids():
+    """Its producer sends it again when the answer does not come, and meanwhile more has happened."""
+    fold, ids = known((ROOT, {}), (CHILD, {})), []
+    for name in ("a", "b"):
+        ask(fold, CHILD, name)
+        tick = fold.record(ClockTick(role="admission"), PLATFORM, event_id=uid("tick"))
+        ids += [derived_id(tick.event.id, e.suffix) for e in fold.fold(tick) if isinstance(e.data, TenantUsage)]
+    assert len(ids) == len(set(ids)) == 4
 
 
 def test_a_report_says_what_is_used_and_what_is_allowed():

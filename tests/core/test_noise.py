@@ -27,7 +27,7 @@ from settler_streams.events import (
     encode,
     envelope,
 )
-from settler_streams.ids import PLATFORM
+from settler_streams.ids import PLATFORM, derived_id
 from tests.core.harness import START_MS, Fold, uid
 
 TENANTS = [uid(f"tenant {n}") for n in range(6)]
@@ -157,6 +157,15 @@ def test_partials_carry_every_amount_once_and_restarts_change_nothing(sequence, 
         for twin in (restarted, spared):
             assert [outcome.emits for outcome in twin.outcomes] == [outcome.emits for outcome in fold.outcomes]
             assert twin.stored() == fold.stored()
+
+
+def test_a_tick_that_is_in_the_log_twice_sends_partials_under_different_ids():
+    fold, ids = new_partition(), []
+    for number in range(2):
+        fold.feed(decided(fold.now_ms), TENANTS[number])
+        tick = fold.record(TICK, PLATFORM, event_id=uid("tick"))
+        ids += [derived_id(tick.event.id, emit.suffix) for emit in fold.fold(tick)]
+    assert len(ids) == len(set(ids)) == 2
 
 
 def test_old_windows_are_forgotten():
