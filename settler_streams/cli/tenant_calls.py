@@ -126,7 +126,7 @@ def print_one(document: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        print_table(("", ""), ((name, _cell(value)) for name, value in document.items()))
+        print_table(("", ""), document.items())
 
 
 def print_many(columns: Sequence[str], documents: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -134,7 +134,7 @@ def print_many(columns: Sequence[str], documents: Sequence[Mapping[str, Any]], *
     if as_json:
         print_json(documents)
     else:
-        print_table(columns, ([_cell(document[column]) for column in columns] for document in documents))
+        print_table(columns, ([document[column] for column in columns] for document in documents))
 
 
 def print_tenant(tenant: Tenant, *, as_json: bool) -> None:
@@ -147,7 +147,3 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
     document = asdict(tenant)
     del document["config"], document["restored_as"]
     return document
-
-
-def _cell(value: object) -> object:
-    return ", ".join(str(each) for each in value) if isinstance(value, list | tuple) else value

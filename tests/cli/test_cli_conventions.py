@@ -13,11 +13,11 @@ from click.testing import CliRunner
 
 from settler_streams.cli import main as entry
 from settler_streams.cli.main import COMMANDS, settler
-from settler_streams.cli.output import EXIT_CODES
+from settler_streams.cli.output import EXIT_CODES, print_table
 from settler_streams.dev.stack.stack import GIVEN_BY
 from settler_streams.dev.stack.state import State, StateFile
 from settler_streams.errors import Disposition
-from settler_streams.events import REGISTRY
+from settler_streams.events import REGISTRY, QuotaType
 from tests.cli.in_process import logs_as_they_were
 
 UNTIL_STOPPED = {"worker", "executor", "courier", "gateway"}
@@ -138,3 +138,15 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("DB_PORT", "many")
     assert run(monkeypatch, "gateway") == 1
     assert "DB_PORT" in capsys.readouterr().err
+
+
+def test_a_cell_with_several_things_shows_them_as_people_write_them(capsys):
+    quotas = {QuotaType.STORAGE: 1_000_000, QuotaType.RATE_LIMIT: 5}
+    print_table(("", ""), {"quotas": quotas, "steps": ["folds", "rows"], "parent_id": None, "version": 4}.items())
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        "quotas     storage=1000000, rate_limit=5",
+        "steps      folds, rows",
+        "parent_id",
+        "version    4",
+    ]
