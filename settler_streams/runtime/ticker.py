@@ -28,7 +28,10 @@ TICK_DEADLINE_S = 10.0
 
 
 class Ticker:
-    """Appends ticks for the folds that ``open_folds`` names at that moment. Its own clock only paces it."""
+    """Appends ticks for the folds that ``open_folds`` names at that moment. Its own clock only paces it.
+
+    At least once: a tick whose answer is lost is sent again, and can be in the log twice under one id.
+    """
 
     def __init__(self, role: str, topic: str, cluster: Cluster, open_folds: Callable[[], Iterable[int]]) -> None:
         self._role = role
