@@ -25,7 +25,7 @@ import msgspec
 from settler_streams.adapters import tenant_folder
 from settler_streams.adapters.kafka.tenant_records import TenantRecords
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.adapters.postgres.tenant_restore import TenantRestore
+from settler_streams.adapters.postgres.tenant_restore import TENANTS, TenantRestore
 from settler_streams.adapters.valkey.tenant_cache import TenantCache
 from settler_streams.errors import ConflictError, InvalidRequestError, UnavailableError
 from settler_streams.events import TenantStatus
@@ -209,7 +209,7 @@ async def _restore_rows(restore: TenantRestore, backup: _Backup, progress: Progr
         inserted = await restore.insert(table, reading)
         if inserted != file.lines or reading.checksum() != file.sha256:
             raise InvalidRequestError(f"{file.path} has changed meanwhile, or holds rows of another tenant")
-        if table == "tenants" and own_schema:
+        if table == TENANTS and own_schema:
             await restore.give_schema()
         rows += inserted
         progress(file.path)

@@ -216,6 +216,25 @@ async def test_a_tenant_comes_back_into_the_layout_that_the_deployment_has(
     assert_same(tmp_path / "restored", tmp_path / "backup")
 
 
+async def test_also_a_tenant_with_few_rows_comes_back_into_its_schema_with_each_of_them(
+    platform: Platform, settings: Settings, tmp_path: Path
+) -> None:
+    """Its first table in the alphabet is one that refers to no other, and none that is behind it refers to tenants."""
+    tenant = (await platform.new_tenant()).tenant
+    async with platform.pool.tenant(tenant.id) as tx:
+        await tx.execute(ROWS["jobs"], tenant.id, uuid.uuid4())
+    await export_tenant(settings, tenant.id, tmp_path / "backup", secrets=True)
+    assert not (tmp_path / "backup" / "tables" / "api_keys.jsonl").exists()
+    await remove(settings, tenant.id)
+    await restore_tenant(settings.model_copy(update={"enable_schema_per_tenant": True}), tmp_path / "backup")
+    async with owner_connection(settings) as owner:
+        for table in ("users", "jobs", "audit_logs"):
+            lies = await owner.fetchval(f"SELECT count(*) FROM public.{table} WHERE tenant_id = $1", tenant.id)
+            assert lies == 0, table
+    await export_tenant(settings, tenant.id, tmp_path / "restored", secrets=True)
+    assert rows(tmp_path / "restored", restored=True) == rows(tmp_path / "backup")
+
+
 async def test_a_family_comes_back_from_the_root_down(platform: Platform, settings: Settings, tmp_path: Path) -> None:
     parent = await lived_in(platform, settings)
     child = await lived_in(platform, settings, parent_id=parent.id)

@@ -193,6 +193,7 @@ SET_LOCK_WAIT_TO: Final = "SET lock_timeout = %L"
 TENANT_EXISTS: Final = "SELECT EXISTS (SELECT FROM public.tenants WHERE id = $1)"
 CREATE_TENANT_SCHEMA: Final = "SELECT public.create_tenant_schema()"
 LOCK_TENANT_SCHEMA: Final = "SELECT pg_advisory_xact_lock(public.tenant_lock($1))"
+SHARE_TENANT_SCHEMA: Final = "SELECT pg_advisory_lock_shared(public.tenant_lock($1))"
 SCHEMA_OF: Final = "SELECT schema_name FROM public.tenant_schemas WHERE tenant_id = $1"
 SCHEMAS_AFTER: Final = """
 SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$' AND nspname > $1 ORDER BY nspname LIMIT $2

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from settler_streams.ids import TenantId
     from settler_streams.settings import Settings
 
+TENANTS = "tenants"
+"""The table whose row of a tenant every other row stands on."""
 LOCK_WAIT = "20s"
 """Another restore of the same tenant that was killed lets go as soon as the server notices; one that works, later."""
 
@@ -93,7 +95,9 @@ class TenantRestore:
         await TenantContext.set(self._connection, self._tenant_id)
 
     async def in_order(self, tables: Iterable[str]) -> list[str]:
-        """The tables, each behind those that it refers to.
+        """The tables, that of tenants first, each of the others behind those that it refers to.
+
+        Most refer to no other; but where a tenant's rows lie is known only once the tenant itself is there.
 
         Raises:
             InvalidRequestError: a tenant has no rows in one of them.
@@ -102,7 +106,7 @@ class TenantRestore:
         there = {str(row[0]) for row in await self._connection.fetch(queries.TABLES_OF_TENANTS)}
         if unknown := sorted(wanted - there):
             raise InvalidRequestError(f"tenants have no rows in {', '.join(unknown)}")
-        graph: dict[str, set[str]] = {table: set() for table in sorted(wanted)}
+        graph: dict[str, set[str]] = {table: {TENANTS} - {table} for table in sorted(wanted)}
         for table, other in await self._connection.fetch(queries.REFERENCES):
             if table in wanted and other in wanted:
                 graph[table].add(other)
@@ -143,4 +147,4 @@ class TenantRestore:
 
 
 def _tenant_column(table: str) -> str:
-    return "id" if table == "tenants" else "tenant_id"
+    return "id" if table == TENANTS else "tenant_id"

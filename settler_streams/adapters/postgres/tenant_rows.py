@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from settler_streams.adapters.postgres import queries
+from settler_streams.adapters.postgres.roles import execute_formatted
 from settler_streams.adapters.postgres.tenant_context import TenantContext
 from settler_streams.adapters.postgres.tenant_schemas import owner_connection
 from settler_streams.errors import NotFoundError
@@ -22,6 +23,9 @@ SECRETS = (
 )  # fmt: skip
 """Columns that are of use to nobody but this system."""
 
+LOCK_WAIT = "600s"
+"""A move takes about as long as writing the tenant's rows again."""
+
 Sink = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
@@ -31,19 +35,24 @@ async def tenant_transaction(
 ) -> AsyncIterator[Transaction]:
     """A transaction of the owner of the database in the tenant's context; ``snapshot``: that only reads, one moment.
 
+    The owner connects directly, not through a transaction-mode pooler, since a snapshot's lock is the session's.
+
     Raises:
         NotFoundError: there is no such tenant, or it was erased.
-        UnavailableError: the server cannot be reached, or fails meanwhile.
+        UnavailableError: the server cannot be reached, fails meanwhile, or the tenant is being moved for too long.
     """
     isolation: Literal["repeatable_read", "read_committed"] = "repeatable_read" if snapshot else "read_committed"
-    async with (
-        owner_connection(settings) as connection,
-        connection.transaction(isolation=isolation, readonly=snapshot),
-    ):
-        await TenantContext.set(connection, tenant_id)
-        if not await connection.fetchval(queries.TENANT_EXISTS, tenant_id):
-            raise NotFoundError(f"no tenant {tenant_id}")
-        yield cast("Transaction", connection)  # the same calls, without a pool around it
+    async with owner_connection(settings) as connection:
+        if snapshot:
+            # A snapshot is taken by the first statement, also by one that then waits until the tenant has been moved:
+            # it would look where the rows are now, and see what was there before. So the wait comes first.
+            await execute_formatted(connection, queries.SET_LOCK_WAIT_TO, LOCK_WAIT)
+            await connection.fetchval(queries.SHARE_TENANT_SCHEMA, tenant_id)
+        async with connection.transaction(isolation=isolation, readonly=snapshot):
+            await TenantContext.set(connection, tenant_id)
+            if not await connection.fetchval(queries.TENANT_EXISTS, tenant_id):
+                raise NotFoundError(f"no tenant {tenant_id}")
+            yield cast("Transaction", connection)  # the same calls, without a pool around it
 
 
 class TenantRows:

@@ -15,10 +15,12 @@ from settler_streams.adapters.postgres.catalogue import violations
 from settler_streams.adapters.postgres.effects import JobDecision, QuotaUsage
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
+from settler_streams.adapters.postgres.tenant_rows import TenantRows
 from settler_streams.adapters.postgres.tenant_schemas import differences, move, tenant_of
 from settler_streams.errors import ConfigurationError, NotFoundError, UnavailableError
 from settler_streams.ids import TenantId
 from settler_streams.published import MIGRATIONS
+from tests.adapters.postgres.test_postgres_erasure import waits_for_a_lock
 from tests.adapters.postgres.test_postgres_isolation import ROWS
 
 pytestmark = pytest.mark.services
@@ -171,6 +173,35 @@ async def test_writers_wait_for_a_move_and_nothing_that_they_wrote_is_left_behin
     assert await owner.fetchval("SELECT count(*) FROM public.jobs WHERE tenant_id = $1", tenant) == 0
 
 
+@pytest.mark.parametrize("own_schema", [True, False])
+async def test_a_snapshot_that_has_to_wait_for_a_move_is_of_the_moment_after_it(
+    database_settings, pool, owner, create_tenant, own_schema
+):
+    tenant = await create_tenant()
+    async with pool.tenant(tenant) as tx:
+        await fill(tx, tenant)
+    if not own_schema:
+        await move(database_settings, tenant, own_schema=True)
+    lines: dict[str, int] = {}
+
+    async def export() -> None:
+        async with TenantRows.open(database_settings, tenant) as rows:
+            lines.update({table: await rows.copy(table, drop, secrets=True) for table in TABLES})
+
+    async def drop(_chunk: bytes) -> None:
+        pass
+
+    async def begin_it(_tx, _moved: int) -> None:
+        begun.append(asyncio.create_task(export()))
+        await waits_for_a_lock(owner)
+
+    begun: list[asyncio.Task[None]] = []
+    moved = await move(database_settings, tenant, own_schema=own_schema, note=begin_it)
+    await begun[0]
+    assert sum(lines.values()) == moved
+    assert min(lines.values()) > 0
+
+
 async def test_a_tenant_that_does_not_exist_is_not_moved(database_settings):
     with pytest.raises(NotFoundError, match="no tenant"):
         await move(database_settings, TenantId(str(uuid.uuid4())), own_schema=True)
@@ -260,6 +291,24 @@ async def test_all_schemas_follow_a_new_migration_and_one_that_forgets_them_is_r
         with pytest.raises(ConfigurationError, match=r"differs from the shared one: .*even_more"):
             await migrate(settings, directory=files)
         await pool.close()
+
+
+async def test_no_schema_is_made_while_the_database_is_migrated(database_settings, pool, owner, create_tenant):
+    """It could be of the layout before, and be overlooked by what brings all schemas to the new one."""
+    tenant = await create_tenant()
+    await owner.execute(queries.SERIALISE_MIGRATION)
+    with pytest.raises(UnavailableError, match="is being migrated"):
+        async with pool.tenant(tenant) as tx:
+            await tx.execute(queries.CREATE_TENANT_SCHEMA)
+    with pytest.raises(UnavailableError, match="is being migrated"):
+        await move(database_settings, tenant, own_schema=True)
+    await owner.execute("SELECT pg_advisory_unlock_all()")
+    async with pool.tenant(tenant) as tx:
+        await tx.execute(queries.CREATE_TENANT_SCHEMA)
+        migration = asyncio.create_task(migrate(database_settings))
+        await waits_for_a_lock(owner)
+    await migration
+    assert await differences(owner, await schema_of(owner, tenant)) == []
 
 
 async def test_a_service_makes_a_schema_for_its_context_alone_and_once(pool, owner, create_tenant):
