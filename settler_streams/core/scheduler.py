@@ -156,7 +156,9 @@ class Scheduler(FoldLogic):
         return Outcome(changes, tuple(emits)) if changes or emits else NOTHING
 
     def _enqueue(self, record: Record, job: JobEnqueued, now_ms: int) -> list[Emit]:
-        """Let a job wait. The id of another tenant's job ends it: its tenant's reservation must not outlive it."""
+        """Let a job wait. The id of another tenant's job ends it: its tenant's reservation must not outlive it. So does
+        that of an erased tenant's, as long as an executor has it.
+        """
         tenant, job_id = record.event.tenantid, JobId(job.job_id)
         present = self._queue.job(job_id)
         if present is not None and present.tenant == tenant:
@@ -168,7 +170,7 @@ class Scheduler(FoldLogic):
         pool_job = PoolJob(queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, record.traceparent)
         if contract is None:
             return [_ended(pool_job, JobStatus.CANCELLED, *_ERASED, now_ms)]
-        if present is not None:
+        if present is not None or self._roster.placement(job_id) is not None:
             return [_ended(pool_job, JobStatus.FAILED, "id_taken", "submit it again under another id", now_ms)]
         self._arrivals += 1
         self._new_jobs[job_id] = pool_job

@@ -24,6 +24,7 @@ from settler_streams.events import (
     decode,
 )
 from settler_streams.ids import PLATFORM, TenantId
+from tests.adapters.kafka.spoilt_headers import PLACEHOLDER, spoilt
 from tests.agents.conftest import Platform
 from tests.runtime.counter import tenant_in
 from tests.runtime.kafka_log import Record
@@ -147,6 +148,22 @@ async def test_every_dead_letter_is_found_in_postgres_by_its_reason(platform: Pl
         assert row["reason"] == headers[form.REASON].decode()
         assert row["origin_topic"] == headers[form.TOPIC].decode()
         assert row["attempts"] == int(headers[form.ATTEMPTS])
+
+
+@pytest.mark.parametrize("partition", [0, 1])
+async def test_a_header_name_that_is_no_utf8_stops_nobody(platform: Platform, partition: int) -> None:
+    """Neither the fold, whose record it is or not, nor whoever reads what it has forwarded or refused."""
+    log, good, refused = platform.log, new_id(), f"refused {partition}".encode()
+    async with log.producer() as producer:
+        batch = producer.create_batch()
+        for value in (event_bytes(job_request(), TENANT, event_id=good), refused):
+            batch.append(timestamp=None, key=TENANT.encode(), value=value, headers=[(PLACEHOLDER, b"1")])
+        batch._buffer = spoilt(bytes(batch._build()))
+        await (await producer.send_batch(batch, log.full("job-requests"), partition=partition))
+    await log.until("job-decisions", lambda records: good in decided(records))
+    letters = await log.until("dead-letters", lambda records: any(r.value == refused for r in records))
+    (letter,) = [record for record in letters if record.value == refused]
+    assert letter.headers[0] == ("\\xff\\xfe", b"1")
 
 
 async def test_an_id_that_another_source_has_used_is_refused(platform: Platform) -> None:

@@ -23,6 +23,7 @@ from settler_streams.events import (
     PoolCancelRequested,
     QueuePriority,
     RecordRef,
+    TenantErased,
     TenantWeighted,
 )
 from settler_streams.ids import derived_id
@@ -351,6 +352,17 @@ def test_a_job_under_the_id_of_another_tenants_job_ends_and_changes_nothing_for_
     assert (ended.tenant, ended.data.status) == (TENANTS[0], JobStatus.SUCCEEDED)
     (again,) = dispatched(fold.feed(arrival(uid("j")), TENANTS[1]))
     assert again.job_id == uid("j")
+
+
+def test_a_job_under_the_id_of_an_erased_tenants_job_ends_while_an_executor_has_that_one():
+    fold = ready("x1", "x2", tenants_=TENANTS[:2])
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    fold.feed(TenantErased(version=2, root_id=TENANTS[0]), TENANTS[0])
+    (taken,) = finished(fold.feed(arrival(uid("j")), TENANTS[1]))
+    assert (taken.status, taken.reason) == (JobStatus.FAILED, "id_taken")
+    assert fold.feed(report(uid("j"), by=incarnation("x1", 1))) == (), "of a tenant that is gone"
+    (one,) = dispatched(fold.feed(arrival(uid("j")), TENANTS[1]))
+    assert (one.job_id, one.attempt) == (uid("j"), 1)
 
 
 def test_a_silent_executors_job_goes_to_another_and_the_first_report_counts():

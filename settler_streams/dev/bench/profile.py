@@ -20,9 +20,9 @@ from typing import Any
 import uvloop
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
+from settler_streams.adapters.kafka.header_names import ForgivingRecords
 from settler_streams.agents import admission
 from settler_streams.core.admission import Admission
 from settler_streams.dev.bench import workload
@@ -139,7 +139,7 @@ class Fold:
         for batch in batches:
             offset = self.session.positions[tp] + len(raws)
             placed = offset.to_bytes(8, "big") + batch[8:]  # a record batch begins with its first offset
-            raws += PartitionRecords(tp, MemoryRecords(placed), [], 0, None, None, True, READ_COMMITTED)
+            raws += PartitionRecords(tp, ForgivingRecords(placed), [], 0, None, None, True, READ_COMMITTED)
         return raws
 
     async def run(self, tp: TopicPartition, chunks: Sequence[Sequence[bytes]]) -> None:

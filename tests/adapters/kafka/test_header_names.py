@@ -1,0 +1,51 @@
+"""Header names that are no UTF-8: the record is read, and so is all that lies behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from settler_streams.adapters.kafka.header_names import ForgivingRecords
+from tests.adapters.kafka.spoilt_headers import PLACEHOLDER, spoilt
+
+TP = TopicPartition("t", 0)
+CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+SHOWN = "\\xff\\xfe"
+
+
+def batch(first: int, names: Sequence[str], codec: int = 0) -> bytes:
+    """A record for each name of a header, from an offset on; as a broker stores it."""
+    builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, -1, 1 << 20)
+    for at, name in enumerate(names):
+        builder.append(at, 1, b"k", f"v{first + at}".encode(), [(name, b"1"), ("next", None)])
+    return first.to_bytes(8, "big") + bytes(builder.build())[8:]
+
+
+def read(fetched: bytes, position: int = 0) -> list[ConsumerRecord[bytes, bytes]]:
+    records = ForgivingRecords(fetched)
+    return list(PartitionRecords(TP, records, [], position, None, None, True, READ_COMMITTED))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_lies_around_a_name_that_is_no_utf8_is_read_once_and_in_order(codec: str) -> None:
+    fetched = (
+        batch(0, ["a", "é"], CODECS[codec])
+        + spoilt(batch(2, ["b", PLACEHOLDER, "c"], CODECS[codec]))
+        + batch(5, ["d"], CODECS[codec])
+        + spoilt(batch(6, [PLACEHOLDER, PLACEHOLDER], CODECS[codec]))
+    )
+    found = read(fetched)
+    assert [record.offset for record in found] == list(range(8))
+    assert [record.value for record in found] == [f"v{n}".encode() for n in range(8)]
+    names = ["a", "é", "b", SHOWN, "c", "d", SHOWN, SHOWN]
+    assert [record.headers for record in found] == [((name, b"1"), ("next", None)) for name in names]
+
+
+def test_reading_may_begin_at_or_behind_such_a_record() -> None:
+    fetched = spoilt(batch(4, ["a", PLACEHOLDER, "b"]))
+    assert [record.offset for record in read(fetched, 5)] == [5, 6]
+    assert [record.offset for record in read(fetched, 6)] == [6]
