@@ -14,7 +14,7 @@ import click
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.cli.output import flag, print_json, print_table
 from settler_streams.cli.target import settings_of
-from settler_streams.errors import InvalidRequestError, UnavailableError
+from settler_streams.errors import InvalidRequestError, SettlerError
 from settler_streams.ids import TenantId, canonical_tenant
 from settler_streams.services import EventPublisher, OutboxRelay, Tenant, TenantDirectory, TenantService
 from settler_streams.services.tenant_store import SOURCE
@@ -61,8 +61,8 @@ def with_pool(state_dir: Path, work: Callable[[TenantConnectionPool], Awaitable[
 def with_relay(state_dir: Path, work: Callable[[TenantConnectionPool], Awaitable[T]]) -> T:
     """As :func:`with_pool`; then what it left in the outbox goes to Kafka, unless another relay is at it.
 
-    The change is stored by then, so without Kafka this only says who will tell it: what ``work`` returns may be a
-    secret that is shown once.
+    The change is stored by then, so whatever keeps it from Kafka, this only says who will tell it: what ``work``
+    returns may be a secret that is shown once.
     """
 
     async def run() -> T:
@@ -76,15 +76,15 @@ def with_relay(state_dir: Path, work: Callable[[TenantConnectionPool], Awaitable
 
 
 async def _publish(pool: TenantConnectionPool, settings: Settings) -> None:
-    publisher = EventPublisher(settings, source=SOURCE)
     try:
+        publisher = EventPublisher(settings, source=SOURCE)
         await publisher.start()
         try:
             while await OutboxRelay(pool, publisher).publish_pending():
                 pass
         finally:
             await publisher.stop()
-    except UnavailableError as error:
+    except SettlerError as error:
         click.echo(f"stored; a gateway, or the next command that reaches Kafka, tells it: {error}", err=True)
 
 

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.stopping import stop_producer
 from settler_streams.client.answers import Answers
 from settler_streams.client.transport import Caller, Command, Start, answers_since
 from settler_streams.errors import InvalidRequestError, StateError, UnavailableError
@@ -104,7 +105,7 @@ class KafkaTransport:
         self._reader = asyncio.create_task(self._follow(consumer))
 
     async def stop(self) -> None:
-        """Deliver what was accepted and disconnect, when the last user stops."""
+        """Deliver what was accepted and disconnect, when the last user stops. Bounded, also while Kafka is silent."""
         async with self._turn:
             self._users -= 1
             if self._users == 0:
@@ -116,8 +117,7 @@ class KafkaTransport:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait([self._reader])
-        async with asyncio.timeout(SEND_DEADLINE_S):
-            await self._producer.stop()
+        await stop_producer(self._producer)
 
     async def submit(self, caller: Caller, job_id: JobId, request: JobRequested) -> None:
         """See :meth:`Transport.submit`."""

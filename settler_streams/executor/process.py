@@ -21,6 +21,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.stopping import stop_producer
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.results import write_results
 from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS
@@ -139,7 +140,7 @@ class Executor:
 
     async def _disconnect(self) -> None:
         self._children.close()
-        await asyncio.gather(self._dispatches.stop(), self._reader.stop(), self._producer.stop())
+        await asyncio.gather(self._dispatches.stop(), self._reader.stop(), stop_producer(self._producer))
         await self._database.close()
 
     async def _drain(self) -> None:

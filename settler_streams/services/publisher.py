@@ -12,6 +12,7 @@ import aiokafka
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.stopping import stop_producer
 from settler_streams.errors import InvalidRequestError, UnavailableError
 from settler_streams.events import CONTENT_TYPE, Part, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, partition_of, uuid7
@@ -64,17 +65,20 @@ class EventPublisher:
             async with asyncio.timeout(PUBLISH_DEADLINE_S):
                 await producer.start()
         except (KafkaError, TimeoutError, OSError) as error:
-            await producer.stop()
+            await stop_producer(producer)
             raise UnavailableError(f"Kafka did not answer: {error!r}") from error
         self._producer = producer
 
     async def stop(self) -> None:
-        """Deliver what was accepted, then disconnect. Bounded."""
+        """Deliver what was accepted, then disconnect; see :func:`stop_producer`, which is bounded and does not raise.
+
+        What Kafka does not acknowledge is no longer waited for. Its publisher is told that the outcome is unknown, and
+        what came from the outbox is still there.
+        """
         if self._producer is None:
             return
         producer, self._producer = self._producer, None
-        async with asyncio.timeout(PUBLISH_DEADLINE_S):
-            await producer.stop()
+        await stop_producer(producer)
 
     async def publish(
         self, topic: str, tenant: TenantId, root: TenantId, data: Part, *, event_id: str | None = None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from settler_streams.services import AuthenticationError, verify_password
+from settler_streams.adapters.kafka import stopping
+from settler_streams.services import AuthenticationError, EventPublisher, verify_password
+from settler_streams.services import publisher as publisher_module
+from settler_streams.services.publisher import Encoded
+from settler_streams.topology import full_name
 from tests.cli.in_process import invoke
+from tests.services.interface import Service
 from tests.services_layer.dns_server import DnsServer
 from tests.services_layer.platform import Platform
 from tests.services_layer.test_tenant_backups import remove
@@ -192,3 +197,40 @@ async def test_without_kafka_a_change_is_stored_and_shown_and_who_tells_it_is_sa
     assert (await platform.tenants.authenticate(issued["key"])).tenant_id == tenant
     await done(cli, "rename", tenant, "Acme again")  # waits for admission, which has heard of the key before
     assert (await done(cli, "show", tenant))["version"] == 3
+
+
+async def test_a_key_is_shown_when_kafka_cannot_even_be_asked(cli: Cli, platform: Platform, tmp_path: Path) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    without = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CA_FILE": str(tmp_path / "absent.pem")}
+    issued = await done(cli, "key", tenant, **without)
+    assert (await platform.tenants.authenticate(issued["key"])).tenant_id == tenant
+
+
+async def test_a_key_is_shown_when_kafka_hangs_once_the_command_is_connected(
+    cli: Cli, platform: Platform, kafka: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    known = {**platform.settings.environment(), "SETTLER_STATE_DIR": str(tmp_path)}
+    publish = EventPublisher.publish_encoded
+
+    async def publish_into_silence(publisher: EventPublisher, events: Sequence[Encoded]) -> None:
+        assert publisher._producer is not None
+        for event in events:
+            await publisher._producer.partitions_for(full_name(platform.settings.deployment, event.topic))
+        kafka.pause()
+        await publish(publisher, events)
+
+    await platform.relay.stop()  # the command publishes by itself
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(EventPublisher, "publish_encoded", publish_into_silence)
+            patched.setattr(publisher_module, "PUBLISH_DEADLINE_S", 0.5)
+            patched.setattr(stopping, "DELIVERY_DEADLINE_S", 0.5)
+            async with asyncio.timeout(ENDS_WITHIN_S):
+                code, issued, said = await asyncio.to_thread(invoke, ["tenants", "key", tenant], known)
+    finally:
+        kafka.resume()
+        await platform.relay.start()
+    assert (code, "it is unknown whether the event was stored" in said) == (0, True)
+    assert (await platform.tenants.authenticate(issued["key"])).tenant_id == tenant
+    assert (await done(cli, "rename", tenant, "Acme again"))["version"] == 3  # the outbox still had the key's event

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from settler_streams.adapters.kafka import stopping
 from settler_streams.adapters.postgres.results import RowsWritten, write_results
 from settler_streams.errors import InvalidRequestError, RecordError, UnavailableError
 from settler_streams.events import (
@@ -35,10 +36,11 @@ from settler_streams.executor.work import AttemptRows
 from settler_streams.ids import PLATFORM, JobId, TenantId
 from settler_streams.settings import Settings
 from tests.agents.conftest import Platform
-from tests.executor.executors import executor_inside, executor_process, kill_group
+from tests.executor.executors import STOP_S_MAX, executor_inside, executor_process, has_joined, kill_group
 from tests.executor.strange_jobs import CrashOnce, hang, raise_bug, take_memory
 from tests.runtime.kafka_log import Record
 from tests.runtime.requests import event_bytes, job_request, new_id
+from tests.services.interface import Service
 
 pytestmark = pytest.mark.services
 
@@ -256,6 +258,27 @@ async def test_a_job_without_end_in_memory_fails_once(
 
 
 @pytest.mark.slow
+async def test_an_executor_that_kafka_no_longer_hears_ends(
+    platform: Platform, settings: Settings, kafka: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says why. Its producer would wait for the acknowledgement for ever."""
+    executor = Executor(settings, platform.log.topology, name="unheard")
+    stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(executor.run(stop))
+    try:
+        await has_joined(platform.log, "unheard")
+        monkeypatch.setattr(executor_module, "SEND_DEADLINE_S", 0.5)
+        monkeypatch.setattr(stopping, "DELIVERY_DEADLINE_S", 0.5)
+        kafka.pause()
+        stop.set_result(None)
+        ended, _ = await asyncio.wait([task], timeout=STOP_S_MAX)
+    finally:
+        kafka.resume()
+        task.cancel()
+    assert ended
+    assert isinstance(task.exception(), TimeoutError)
+
+
 async def test_a_killed_executors_job_is_done_by_another(platform: Platform, settings: Settings) -> None:
     """SIGKILL in mid-job: the lease ends ten seconds later, and the second attempt's result is the only one."""
     log = platform.log
