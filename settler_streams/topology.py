@@ -27,7 +27,14 @@ what is larger still, the broker refuses, and its producer learns at once."""
 _JOURNAL_RETENTION_MS = 30 * _UNIT_MS["d"]
 _COMPACTION_LAG_MS = _UNIT_MS["d"]
 """What a later record of its key replaces, or a tombstone deletes, does not outlast the next compaction: by default a
-quiet partition would keep it for ever."""
+quiet partition would keep it for ever. A segment of that age is closed, too, by the first record after it."""
+TOMBSTONES_MS = _UNIT_MS["d"]
+"""How long a tombstone stays after its first compaction: Kafka's default, but a broker may have another one. To read
+such a topic from its beginning has to take less than that, or what was deleted meanwhile seems to be there."""
+_CHANGELOG_CONFIG = {"segment.bytes": str(64 * 2**20), "max.compaction.lag.ms": str(_UNIT_MS["h"])}
+"""A changelog is read from end to end whenever its fold opens. What is superseded in closed segments goes once it is
+half of the log, or an hour old; nothing goes of the open segment, which by default takes in 1 GiB. With 64 MiB there
+are tens of segments in each of some thirty partitions even for gigabytes of state, of four files at most."""
 
 
 class _Model(BaseModel):
@@ -177,7 +184,8 @@ class Topology(_Model):
         ]
         for fold in self.folds:
             count = self.fold_partitions(fold.role)
-            wanted.append(_declare(prefix, fold.changelog, count, "compact", _CHANGELOG_RETENTION_MS, 2**20))
+            changelog = _declare(prefix, fold.changelog, count, "compact", _CHANGELOG_RETENTION_MS, 2**20)
+            wanted.append(changelog.model_copy(update={"config": changelog.config | _CHANGELOG_CONFIG}))
             wanted.append(_declare(prefix, fold.journal, count, "delete", _JOURNAL_RETENTION_MS, 2**20))
         return wanted
 
@@ -197,6 +205,7 @@ def _declare(prefix: str, name: str, partitions: int, cleanup: str, retention_ms
         config["retention.ms"] = str(retention_ms)
     if "compact" in cleanup:
         config["max.compaction.lag.ms"] = str(_COMPACTION_LAG_MS)
+        config["delete.retention.ms"] = str(TOMBSTONES_MS)
     return Declared(topic=full_name(prefix, name), partitions=partitions, config=config)
 
 

@@ -10,6 +10,7 @@ import yaml
 from settler_streams.errors import ConfigurationError
 from settler_streams.events import REGISTRY
 from settler_streams.published import TOPOLOGY
+from settler_streams.runtime.session import LOAD_DEADLINE_S
 from settler_streams.tiers import load_tiers
 from settler_streams.topology import FOREVER_MS, full_name, load_topology
 from settler_streams.workers.folds import FOLDS, PROJECTIONS
@@ -59,8 +60,17 @@ def test_what_the_broker_gets():
     changelog = declared["demo.admission-changelog"]
     assert changelog.config["cleanup.policy"] == "compact"
     assert "retention.ms" not in changelog.config
+    assert int(changelog.config["segment.bytes"]) < 2**27, "the newest segment is never compacted"
+    assert int(changelog.config["max.compaction.lag.ms"]) <= DAY_MS // 24
     assert declared["demo.tenant-changes"].config["retention.ms"] == "-1"
     assert declared["demo.scheduler-journal"].partitions == SHIPPED.worker_pools
+
+
+def test_no_load_of_state_outlasts_the_tombstones():
+    compacted = [one for one in SHIPPED.declared("demo") if "compact" in one.config["cleanup.policy"]]
+    assert {one.topic for one in compacted} >= {full_name("demo", fold.changelog) for fold in SHIPPED.folds}
+    for one in compacted:
+        assert int(one.config["delete.retention.ms"]) >= 2_000 * LOAD_DEADLINE_S
 
 
 def test_a_dead_letter_has_room_for_any_record():

@@ -20,6 +20,8 @@ class Ownership(Protocol):
     positions: dict[TopicPartition, int]
     taken: bool
     """Nobody else can change anything under the former owner's name any more; what is left of opening fences nobody."""
+    loaded: int
+    """How far opening has come in reading the stored state, as an offset; 0 where there is none to read."""
     state: Overlay
     """Empty where the rows in Postgres are the state."""
     logic: Any

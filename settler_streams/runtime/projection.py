@@ -63,6 +63,7 @@ class ProjectionSession:
     """One ownership of one partition of a projection's inputs."""
 
     logic = None
+    loaded = 0
 
     def __init__(self, spec: ProjectionSpec, partition: int) -> None:
         self.spec = spec

@@ -106,5 +106,6 @@ class FoldRunner:
         """
         at, behind = await self.session.backlog() if self.opened else ([], False)
         busy = not self.opened or not self._flow.is_set() or self._fetched
-        moved = (self.opened, self._resumed, self._batches, *self.session.positions.values(), *at)
+        session = self.session
+        moved = (self.opened, session.loaded, self._resumed, self._batches, *session.positions.values(), *at)
         return Standing(moved, waits=busy or behind)

@@ -28,14 +28,18 @@ from settler_streams.runtime.reader import InputReader, kafka_errors, new_consum
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.state import Overlay, StateCodec
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records, Step
-from settler_streams.topology import Fold, Topology, full_name
+from settler_streams.topology import TOMBSTONES_MS, Fold, Topology, full_name
 
 log = structlog.get_logger(__name__)
 
 TRANSACTION_TIMEOUT_MS = 10_000
 """A hung transaction hides others' committed records on the same partition until it times out; the default is 60 s."""
 OPEN_DEADLINE_S = 120.0
-"""Longest opening of a session; state loads at well over 100,000 keys a second."""
+"""Longest stretch of opening in which nothing is loaded. Each load begins at the changelog's beginning: if it were
+bounded in total, a fold whose changelog has outgrown the bound would never open again."""
+LOAD_DEADLINE_S = TOMBSTONES_MS / 2_000
+"""Longest load, half as long as tombstones are kept: a longer one could have read what was deleted since, and pass by
+where the tombstone lay."""
 COMMITTED_RETRY_S = 0.1
 """A broker that has just started may not know a group's offsets yet; it is asked again, as long as opening may take."""
 OFFSETS_SETTLE_S = 10.0
@@ -108,6 +112,7 @@ class Session:
         self.state = Overlay()
         self.positions: dict[TopicPartition, int] = {}
         self.topic_ids: dict[str, str] = {}
+        self.loaded = 0
         self.now_ms = 0
         self.taken = False
         self.lost = False
@@ -116,6 +121,7 @@ class Session:
         self._loader: aiokafka.AIOKafkaConsumer | None = None
         self._consumer: aiokafka.AIOKafkaConsumer | None = None
         self._reader: InputReader
+        self._patience: asyncio.Timeout
 
     async def open(self) -> None:
         """Take the fold over.
@@ -126,6 +132,8 @@ class Session:
         3. take the positions from it, and hold Kafka's committed offsets against them;
         4. build the logic from the state.
 
+        The load goes on for as long as it gets on, half a day at most; all else is bounded by two minutes.
+
         Raises:
             UnavailableError: Kafka did not answer in time.
             FencedError: another owner has taken over meanwhile; what this one read of the two contradicts itself.
@@ -133,7 +141,7 @@ class Session:
                 record cannot be read.
         """
         try:
-            async with asyncio.timeout(OPEN_DEADLINE_S):
+            async with asyncio.timeout(OPEN_DEADLINE_S) as self._patience:
                 await self._open_producer()
                 await self._load()
         except (TimeoutError, KafkaError, IllegalOperation) as error:
@@ -256,10 +264,16 @@ class Session:
         start = (await consumer.beginning_offsets([changelog]))[changelog]
         end = await self._settled_end(changelog)
         consumer.seek(changelog, start)
+        loop = asyncio.get_running_loop()
+        latest_s = loop.time() + LOAD_DEADLINE_S
+        self.loaded = start
         with collector.paused():
-            while await consumer.position(changelog) < end:
+            while self.loaded < end:
                 for records in (await consumer.getmany(changelog, timeout_ms=200)).values():
                     self.state.load_changelog(self.codec, records)
+                if (position := await consumer.position(changelog)) > self.loaded:
+                    self.loaded = position
+                    self._patience.reschedule(min(loop.time() + OPEN_DEADLINE_S, latest_s))
 
     async def _settled_end(self, changelog: TopicPartition) -> int:
         """Where the changelog ends, and up to where everything in it will be decided: behind a record of our own.

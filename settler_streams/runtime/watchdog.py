@@ -21,8 +21,9 @@ log = structlog.get_logger(__name__)
 CHECK_INTERVAL_S = 5.0
 """One request to the broker and role each time; it has until the next one to answer."""
 CHECKS_MAX = 36
-"""Three minutes without progress: more than any wait that ends by itself (opening 120 s, the three answers of a step
-90 s, a rebalance 60 s, one statement in Postgres 30 s), less than the five minutes after which the lag alert rings."""
+"""Three minutes without progress: more than any wait that ends by itself (an opening that loads nothing 120 s, the
+three answers of a step 90 s, a rebalance 60 s, one statement in Postgres 30 s), less than the five minutes after which
+the lag alert rings."""
 
 
 class Standing(NamedTuple):

@@ -27,6 +27,7 @@ class Fetching:
 
     def __init__(self) -> None:
         self.positions = {TP: 7}
+        self.loaded = 0
         self.state = Overlay()
         self.opens = 0
         self.answers: asyncio.Queue[Records] = asyncio.Queue()

@@ -8,13 +8,17 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import pytest
 import pytest_asyncio
+from aiokafka.structs import TopicPartition
 
 from settler_streams.errors import StalledError, UnavailableError
 from settler_streams.runtime import transport, watchdog
 from settler_streams.runtime.app import Batches
+from settler_streams.runtime.batch import Batch
+from settler_streams.runtime.runner import FoldRunner
 from settler_streams.runtime.session import Session
 from settler_streams.runtime.watchdog import CHECKS_MAX, Standing, Watchdog
 from settler_streams.settings import Settings
@@ -87,6 +91,40 @@ async def test_a_broker_that_is_gone_for_good_stalls_and_one_that_comes_back_doe
     for _ in range(CHECKS_MAX - 1):
         assert await dog.check() is None
     assert "Kafka has not answered" in str(await dog.check())
+
+
+class Loading:
+    """A session whose opening goes on and on."""
+
+    taken = True
+    positions: ClassVar[dict[TopicPartition, int]] = {}
+    loaded = 0
+
+    async def open(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_an_opening_stalls_when_it_loads_nothing_and_not_while_it_loads() -> None:
+    async def assigned(_partition: int) -> bool:
+        return True
+
+    async def deliver(_batch: Batch) -> None: ...
+
+    session = Loading()
+    runner = FoldRunner(0, session, assigned, deliver)  # type: ignore[arg-type]
+    opening = asyncio.create_task(runner.run())
+    app = Watched()
+    dog = Watchdog(app)
+    try:
+        for number in range(5 * CHECKS_MAX):
+            session.loaded = number // (CHECKS_MAX - 1)
+            app.now = {0: await runner.standing()}
+            assert await dog.check() is None
+        checks = [await dog.check() for _ in range(CHECKS_MAX)]
+    finally:
+        opening.cancel()
+        await asyncio.wait([opening])
+    assert "partition 0" in str(checks[-1])
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -16,6 +17,8 @@ from settler_streams.topology import Declared
 
 SHOWN_RETRY_S = 0.05
 """Between two looks for new topics, which take half a second to be seen."""
+_OF_THE_TOPIC = 1
+"""Where a configuration entry comes from, in Kafka's protocol: it was set on this topic, and is no broker's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,11 @@ class Difference:
 
 
 async def compare(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> list[Difference]:
-    """Every difference between the declaration and the broker; empty when they agree."""
+    """Every difference between the declaration and the broker; empty when they agree.
+
+    Raises:
+        KafkaError: the broker does not show a topic's configuration, for want of a right, say.
+    """
     live = {name for name in await client.list_topics() if not name.startswith("__")}
     differences = [Difference(d.topic, "topic", "exists", "missing", True) for d in declared if d.topic not in live]
     present = [d for d in declared if d.topic in live]
@@ -44,9 +51,9 @@ async def compare(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> 
             differences.append(Difference(wanted.topic, "partitions", str(wanted.partitions), str(count), False))
     for wanted, config in zip(present, await _configs(client, present), strict=True):
         differences += [
-            Difference(wanted.topic, name, value, config.get(name, ""), True)
+            Difference(wanted.topic, name, value, config.values.get(name, ""), True)
             for name, value in wanted.config.items()
-            if config.get(name) != value
+            if config.values.get(name) != value
         ]
     return differences
 
@@ -54,9 +61,11 @@ async def compare(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> 
 async def apply(client: AIOKafkaAdminClient, declared: Sequence[Declared], replication: int = 1) -> list[Difference]:
     """Create what is missing and set what differs; returns what was done. Safe to run twice and from two processes.
 
+    What else was set on a topic, such as ``min.insync.replicas``, stays.
+
     Raises:
         ConfigurationError: a topic has another partition count; that cannot be repaired without moving tenants.
-        KafkaError: the broker refuses a topic.
+        KafkaError: the broker refuses a topic or its configuration.
         UnavailableError: the broker did not show the new topics in time.
     """
     differences = await compare(client, declared)
@@ -74,11 +83,8 @@ async def apply(client: AIOKafkaAdminClient, declared: Sequence[Declared], repli
     if new:
         await _create(client, new)
     changed = {d.topic for d in differences if d.what != "topic"}
-    resources = [
-        ConfigResource(ConfigResourceType.TOPIC, d.topic, configs=d.config) for d in declared if d.topic in changed
-    ]
-    if resources:
-        await client.alter_configs(resources)
+    if differing := [d for d in declared if d.topic in changed]:
+        await _set(client, differing)
     return differences
 
 
@@ -95,6 +101,18 @@ async def _create(client: AIOKafkaAdminClient, new: Sequence[NewTopic]) -> None:
                 await asyncio.sleep(SHOWN_RETRY_S)
     except TimeoutError as error:
         raise UnavailableError(f"the broker has not shown its new topics in {ADMIN_DEADLINE_S:.0f} s") from error
+
+
+async def _set(client: AIOKafkaAdminClient, differing: Sequence[Declared]) -> None:
+    """Set the declared configuration of existing topics. The request replaces all that was ever set on a topic."""
+    resources = [
+        ConfigResource(ConfigResourceType.TOPIC, d.topic, configs=live.set_on_topic | d.config)
+        for d, live in zip(differing, await _configs(client, differing), strict=True)
+    ]
+    for response in await client.alter_configs(resources):
+        for error_code, message, _, topic in response.resources:
+            if error_code:
+                raise for_code(error_code)(f"{topic}: {message}")
 
 
 async def require(client: AIOKafkaAdminClient, partitions: Mapping[str, int]) -> None:
@@ -114,10 +132,21 @@ async def require(client: AIOKafkaAdminClient, partitions: Mapping[str, int]) ->
         raise ConfigurationError(f"{'; '.join(problems)}; `settler topology apply` creates what is missing")
 
 
-async def _configs(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> list[dict[str, str]]:
+class _Live(NamedTuple):
+    """A topic's configuration as it is in force, and the part of it that was set on the topic."""
+
+    values: dict[str, str]
+    set_on_topic: dict[str, str]
+
+
+async def _configs(client: AIOKafkaAdminClient, declared: Sequence[Declared]) -> list[_Live]:
     resources = [ConfigResource(ConfigResourceType.TOPIC, d.topic) for d in declared]
-    by_topic: dict[str, dict[str, str]] = {}
+    by_topic: dict[str, _Live] = {}
     for response in await client.describe_configs(resources):
-        for resource in response.resources:
-            by_topic[resource[3]] = {entry[0]: entry[1] for entry in resource[4]}
+        for error_code, message, _, topic, entries in response.resources:
+            if error_code:
+                raise for_code(error_code)(f"{topic}: {message}")
+            values = {entry[0]: entry[1] for entry in entries}
+            own = {entry[0]: entry[1] for entry in entries if entry[3] == _OF_THE_TOPIC}
+            by_topic[topic] = _Live(values, own)
     return [by_topic[d.topic] for d in declared]
