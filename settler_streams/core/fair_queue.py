@@ -218,7 +218,7 @@ class FairQueue:
         self._put(
             QueuedJob(
                 tenant_id, job.job_id, job.priority, job.seq, job.estimated_us,
-                attempt, True, charged_us, tenant.epoch, contested, now_ms,
+                attempt, True, charged_us, tenant.epoch, contested, now_ms, job.spared,
             )
         )  # fmt: skip
         self._running[job.job_id] = None
@@ -243,10 +243,11 @@ class FairQueue:
         self._settle(job.tenant, tenant)
         return True
 
-    def requeue(self, job_id: JobId, attempt: int, used_us: int = 0) -> bool:
+    def requeue(self, job_id: JobId, attempt: int, used_us: int = 0, *, spared: bool = False) -> bool:
         """Put a job whose executor died at the front of its tenant's queue, charged ``used_us`` for the lost attempt.
 
-        False if that attempt does not run: it has ended or was requeued already.
+        A ``spared`` attempt keeps its number and does not count as a try. False if that attempt does not run: it has
+        ended or was requeued already.
         """
         job = self._jobs.get(job_id)
         if job is None or not job.running or job.attempt != attempt:
@@ -261,7 +262,7 @@ class FairQueue:
             tenant,
             QueuedJob(
                 job.tenant, job_id, job.priority, job.seq, job.estimated_us,
-                attempt, False, used_us, job.epoch, job.contested,
+                attempt, False, used_us, job.epoch, job.contested, spared=job.spared + spared,
             ),
         )  # fmt: skip
         self._settle(job.tenant, tenant)

@@ -30,7 +30,10 @@ class Held(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ExecutorLease(msgspec.Struct, frozen=True, array_like=True):
-    """One executor as persisted: its incarnation, slots, last sign of life, and the jobs placed on it."""
+    """One executor as persisted: its incarnation, slots, last sign of life, and the jobs placed on it.
+
+    One that drains has no slots any more, while jobs of before may be placed on it.
+    """
 
     executor: str
     incarnation: str
@@ -40,7 +43,7 @@ class ExecutorLease(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def free(self) -> int:
-        """Slots without a job; never negative, even if an executor re-announces itself with fewer."""
+        """Slots without a job; never negative, even if an executor drains."""
         return max(0, self.slots - len(self.held))
 
 
@@ -115,6 +118,20 @@ class Roster:
         self._put(msgspec.structs.replace(lease, renewed_ms=max(now_ms, lease.renewed_ms)))
         return Heartbeat(True, foreign, missing)
 
+    def draining(self, executor: str, incarnation: str, running: tuple[JobId, ...], now_ms: int) -> tuple[JobId, ...]:
+        """Place nothing more on this incarnation, and renew its lease. Returns the jobs that it held and does not run.
+
+        They are released here. Nothing changes if it has no lease.
+        """
+        lease = self._leases.get(executor)
+        if lease is None or lease.incarnation != incarnation:
+            return ()
+        returned = tuple(held.job_id for held in lease.held if held.job_id not in set(running))
+        self._put(msgspec.structs.replace(lease, slots=0, renewed_ms=max(now_ms, lease.renewed_ms)))
+        for job_id in returned:
+            self.released(job_id)
+        return returned
+
     def left(self, executor: str, incarnation: str) -> EndedLease | None:
         """End the lease of an executor that says goodbye; None if another incarnation holds it."""
         lease = self._leases.get(executor)
@@ -156,8 +173,9 @@ class Roster:
         return sum(lease.free for lease in self._leases.values())
 
     def slots(self) -> int:
-        """All slots under a lease, for the fair queue's ``set_slots``."""
-        return sum(lease.slots for lease in self._leases.values())
+        """All slots under a lease, for the fair queue's ``set_slots``; those on which a drained executor still runs a
+        job too, or that job would seem to take another executor's."""
+        return sum(max(lease.slots, len(lease.held)) for lease in self._leases.values())
 
     def placement(self, job_id: JobId) -> Placement | None:
         """Where a job is placed."""

@@ -38,7 +38,8 @@ class QueuedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One job that the pool holds. The caller fills the first five fields; the queue keeps the rest.
 
     ``seq`` is unique and grows in arrival order; a greater ``priority`` goes first among the tenant's own jobs.
-    ``attempt`` counts dispatches. ``charged_us``, ``epoch`` and ``contested`` say how the last attempt was charged.
+    ``attempt`` counts dispatches, ``spared`` those of them that do not count as a try. ``charged_us``, ``epoch`` and
+    ``contested`` say how the last attempt was charged.
     """
 
     tenant: TenantId
@@ -52,6 +53,12 @@ class QueuedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     epoch: int = 0
     contested: bool = False
     dispatched_ms: int = 0
+    spared: int = 0
+
+    @property
+    def tries(self) -> int:
+        """Attempts that count against the job."""
+        return self.attempt - self.spared
 
 
 class TenantShare(msgspec.Struct, frozen=True, array_like=True, gc=False):

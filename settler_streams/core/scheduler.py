@@ -28,6 +28,7 @@ from settler_streams.errors import RecordError
 from settler_streams.events import (
     AttemptFinished,
     ClockTick,
+    ExecutorDraining,
     ExecutorHeartbeat,
     ExecutorJoined,
     ExecutorLeft,
@@ -144,6 +145,8 @@ class Scheduler(FoldLogic):
                 emits += self._lease_ended([ended] if ended else [], now_ms)
             case ExecutorHeartbeat() as beat:
                 emits += self._heartbeat(beat, now_ms)
+            case ExecutorDraining() as draining:
+                self._drained(draining, now_ms)
             case ExecutorLeft() as left:
                 ended = self._roster.left(left.executor, left.incarnation)
                 emits += self._lease_ended([ended] if ended else [], now_ms)
@@ -216,7 +219,7 @@ class Scheduler(FoldLogic):
             return
         measured_us = min(report.worker_us, MEASURED_US_MAX)
         retried = report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS
-        if retried and (report.attempt < queued.attempt or queued.attempt < ATTEMPTS_MAX):
+        if retried and (report.attempt < queued.attempt or queued.tries < ATTEMPTS_MAX):
             if self._queue.requeue(job_id, report.attempt, measured_us):
                 self._roster.released(job_id)
             return
@@ -253,6 +256,14 @@ class Scheduler(FoldLogic):
             self._roster.released(job_id)
         return self._lost(answer.missing, now_ms)
 
+    def _drained(self, draining: ExecutorDraining, now_ms: int) -> None:
+        """What was placed there and is not run goes to the next executor. It was placed before this record: later ones
+        place nothing there, so a stop that is told loses no attempt, and no job waits for the lease to end."""
+        running = tuple(JobId(job_id) for job_id in draining.running)
+        for job_id in self._roster.draining(draining.executor, draining.incarnation, running, now_ms):
+            if (queued := self._queue.job(job_id)) is not None:
+                self._queue.requeue(job_id, queued.attempt, spared=True)
+
     def _lease_ended(self, ended: Iterable[EndedLease], now_ms: int) -> list[Emit]:
         return [emit for lease in ended for emit in self._lost(lease.job_ids, now_ms)]
 
@@ -263,7 +274,7 @@ class Scheduler(FoldLogic):
             queued, job = self._queue.job(job_id), self._job(job_id)
             if queued is None or job is None or not queued.running:
                 continue
-            if queued.attempt < ATTEMPTS_MAX:
+            if queued.tries < ATTEMPTS_MAX:
                 self._queue.requeue(job_id, queued.attempt)
                 continue
             self._queue.finished(job_id, queued.charged_us)

@@ -16,6 +16,7 @@ from settler_streams.events.flags import FlagChanged, FlagCommand, FlagState
 from settler_streams.events.jobs import (
     AttemptFinished,
     ClockTick,
+    ExecutorDraining,
     ExecutorHeartbeat,
     ExecutorJoined,
     ExecutorLeft,
@@ -54,6 +55,7 @@ __all__ = [
     "AttemptFinished",
     "ClockTick",
     "Envelope",
+    "ExecutorDraining",
     "ExecutorHeartbeat",
     "ExecutorJoined",
     "ExecutorLeft",

@@ -206,6 +206,15 @@ class ExecutorHeartbeat(Part):
     running: tuple[Uuid, ...] = ()
 
 
+@event("settler.executor.draining.v1")
+class ExecutorDraining(Part):
+    """The incarnation takes no more jobs and goes on with these; any other placed on it returns at no cost."""
+
+    executor: Text
+    incarnation: Uuid
+    running: tuple[Uuid, ...] = ()
+
+
 @event("settler.executor.left.v1")
 class ExecutorLeft(Part):
     """The incarnation has stopped; whatever it had not reported returns to the queue."""

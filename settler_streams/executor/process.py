@@ -37,6 +37,7 @@ from settler_streams.events import (
     CONTENT_TYPE,
     AttemptFinished,
     Envelope,
+    ExecutorDraining,
     ExecutorHeartbeat,
     ExecutorJoined,
     ExecutorLeft,
@@ -60,7 +61,8 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_INTERVAL_S = 2.0
 """A fifth of the lease: four heartbeats may be lost before the jobs are given to another executor."""
 DRAIN_DEADLINE_S = 20.0
-"""At SIGTERM, running attempts may finish for this long; what is left returns to the queue when the executor leaves."""
+"""At SIGTERM, running attempts may finish for this long; what is left returns to the queue when the executor leaves,
+and has cost an attempt. What had been dispatched and not begun returns at once, and has not."""
 SEND_DEADLINE_S = 30.0
 """Longest wait for the broker to take a report; beyond it the executor stops, and its lease ends."""
 UNAVAILABLE_PAUSE_S = 2.0
@@ -116,7 +118,7 @@ class Executor:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks)  # from here on no attempt begins
             await self._drain()
             for error in [e for t in tasks if not t.cancelled() and (e := t.exception()) is not None]:
                 raise error
@@ -144,8 +146,15 @@ class Executor:
         await self._database.close()
 
     async def _drain(self) -> None:
+        """Say what still runs, so that all else is placed elsewhere; let it end, under the lease; then leave."""
+        await self._report(
+            ExecutorDraining(executor=self._name, incarnation=self._incarnation, running=tuple(sorted(self._running)))
+        )
+        heartbeats = asyncio.create_task(self._heartbeats(joining=False))
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=DRAIN_DEADLINE_S)
+        heartbeats.cancel()
+        await asyncio.gather(heartbeats, return_exceptions=True)
         for task in self._running.values():
             task.cancel()
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
@@ -153,19 +162,21 @@ class Executor:
     async def _join(self) -> None:
         await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
 
-    async def _heartbeats(self) -> None:
+    async def _heartbeats(self, *, joining: bool = True) -> None:
         """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation.
 
         Whether a lease still runs is for the log's own time to say, which this process does not see: after a broker
         that stood still, a tick may lie before the heartbeat that was due. So each heartbeat comes with the join: it
         changes nothing while the lease runs, or once a newer incarnation holds it, and opens a lease that has ended.
+        Not while draining: a lease that was opened anew would have slots.
         """
         renewed_s = time.monotonic()
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
             if time.monotonic() - renewed_s > LEASE_MS / 1000:
                 raise UnavailableError(f"no heartbeat for more than {LEASE_MS} ms: the lease of {self._name} has ended")
-            await self._join()
+            if joining:
+                await self._join()
             running = tuple(sorted(self._running))
             await self._report(ExecutorHeartbeat(executor=self._name, incarnation=self._incarnation, running=running))
             renewed_s = time.monotonic()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from settler_streams.core.pool_values import QueuedJob
 from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS, RETRIED_REASONS, Scheduler
 from settler_streams.events import (
     AttemptFinished,
     ClockTick,
+    ExecutorDraining,
     ExecutorHeartbeat,
     ExecutorJoined,
     ExecutorLeft,
@@ -78,6 +81,10 @@ def beat(executor, number=1, running=()):
     return ExecutorHeartbeat(executor=executor, incarnation=incarnation(executor, number), running=tuple(running))
 
 
+def drains(executor, number=1, running=()):
+    return ExecutorDraining(executor=executor, incarnation=incarnation(executor, number), running=tuple(running))
+
+
 def dispatched(emits):
     return [emit.data for emit in emits if isinstance(emit.data, JobDispatched)]
 
@@ -101,7 +108,7 @@ class Pool:
         return [job for job, (on, _) in self.placed.items() if on == executor]
 
     def free(self):
-        return sum(slots - len(self.held(executor)) for executor, (_, slots, _) in self.leases.items())
+        return sum(max(0, slots - len(self.held(executor))) for executor, (_, slots, _) in self.leases.items())
 
     def take(self, record, now_ms):  # noqa: C901 - one case for each event of the log
         """Follow one input. Returns the ends it must lead to: (job, status, attempt)."""
@@ -112,7 +119,7 @@ class Pool:
             ):
                 self.taken = [job.job_id]
             case JobEnqueued() as job if job.job_id not in self.jobs and record.event.tenantid in self.contracts:
-                self.jobs[job.job_id] = [record.event.tenantid, 0]
+                self.jobs[job.job_id] = [record.event.tenantid, 0, 0]
             case TenantWeighted() as weighted:
                 if weighted.version > self.contracts.get(record.event.tenantid, (0, 0))[0]:
                     self.contracts[record.event.tenantid] = (weighted.version, weighted.max_running)
@@ -128,6 +135,11 @@ class Pool:
                     ends = self._lose(self.held(joined.executor))
                     self.leases[joined.executor] = (joined.incarnation, joined.slots, now_ms)
                     return ends
+            case ExecutorDraining() as end if self.leases.get(end.executor, ("",))[0] == end.incarnation:
+                self.leases[end.executor] = (end.incarnation, 0, now_ms)
+                for job in set(self.held(end.executor)) - set(end.running):
+                    del self.placed[job]
+                    self.jobs[job][2] += 1
             case ExecutorLeft() as left if self.leases.get(left.executor, ("",))[0] == left.incarnation:
                 del self.leases[left.executor]
                 return self._lose(self.held(left.executor))
@@ -151,7 +163,7 @@ class Pool:
             return []
         if told.status is JobStatus.FAILED and told.reason in RETRIED_REASONS:
             under_way = told.job_id in self.placed and told.attempt == job[1]
-            if told.attempt < job[1] or job[1] < ATTEMPTS_MAX:
+            if told.attempt < job[1] or self.tries(told.job_id) < ATTEMPTS_MAX:
                 if under_way:
                     del self.placed[told.job_id]
                 return []
@@ -160,7 +172,11 @@ class Pool:
     def _lose(self, jobs):
         for job in jobs:
             del self.placed[job]
-        return [(job, JobStatus.FAILED, ATTEMPTS_MAX) for job in jobs if self.jobs[job][1] == ATTEMPTS_MAX]
+        return [(job, JobStatus.FAILED, self.jobs[job][1]) for job in jobs if self.tries(job) == ATTEMPTS_MAX]
+
+    def tries(self, job):
+        _, attempt, spared = self.jobs[job]
+        return attempt - spared
 
     def check(self, emits, ends, now_ms):
         """The ends are those that had to come, and every dispatch found a free slot of a living executor."""
@@ -177,13 +193,14 @@ class Pool:
             known, slots, _ = self.leases[one.executor]
             assert known == one.incarnation
             assert len(self.held(one.executor)) < slots, "beyond the executor's slots"
-            tenant, attempt = self.jobs[one.job_id]
-            assert one.attempt == attempt + 1 <= ATTEMPTS_MAX
+            tenant, attempt, _ = self.jobs[one.job_id]
+            assert one.attempt == attempt + 1
             self.jobs[one.job_id][1] = one.attempt
+            assert self.tries(one.job_id) <= ATTEMPTS_MAX
             self.placed[one.job_id] = (one.executor, now_ms)
             assert self.running(tenant) <= self.contracts[tenant][1]
         if self.free() > 0:
-            for job, (tenant, _) in self.jobs.items():
+            for job, (tenant, *_) in self.jobs.items():
                 capped = self.running(tenant) >= self.contracts[tenant][1]
                 assert job in self.placed or capped, "a job waits beside a free slot"
 
@@ -203,6 +220,7 @@ operations = st.lists(
         st.tuples(st.just("weigh"), tenants, st.integers(1, 5), st.integers(1, 10), st.booleans(), st.integers(1, 3)),
         st.tuples(st.just("join"), executors, st.integers(1, 6), st.integers(1, 3)),
         st.tuples(st.just("beat"), executors, st.integers(1, 6), st.booleans()),
+        st.tuples(st.just("drain"), executors, st.integers(1, 6), st.integers(0, 3)),
         st.tuples(st.just("left"), executors, st.integers(1, 6)),
         st.tuples(
             st.just("report"),
@@ -238,6 +256,8 @@ def record_of(fold, operation, pool):
             return fold.record(join(executor, number, slots))
         case ("beat", executor, number, honest):
             return fold.record(beat(executor, number, pool.held(executor) if honest else ()))
+        case ("drain", executor, number, running):
+            return fold.record(drains(executor, number, pool.held(executor)[:running]))
         case ("left", executor, number):
             return fold.record(ExecutorLeft(executor=executor, incarnation=incarnation(executor, number)))
         case ("report", which, status, reason, worker_us):
@@ -377,6 +397,57 @@ def test_a_silent_executors_job_goes_to_another_and_the_first_report_counts():
     (ended,) = finished(fold.feed(report(uid("j"), 1, by=incarnation("x1", 1))))
     assert (ended.attempt, ended.executor) == (1, ""), "the first attempt's executor is no longer known by name"
     assert fold.feed(report(uid("j"), 2, by=incarnation("x2", 1))) == ()
+
+
+def test_a_draining_executor_gets_no_more_jobs_and_keeps_those_that_it_runs():
+    fold = ready()
+    fold.feed(join("x1", slots=3))
+    for name in ("runs", "on its way"):
+        fold.feed(arrival(uid(name)), TENANTS[0])
+    assert fold.feed(drains("x1", running=[uid("runs")])) == (), "it has a free slot, and nobody else has one"
+    assert fold.feed(arrival(uid("next")), TENANTS[0]) == ()
+    fold.restart()
+    taken = dispatched(fold.feed(join("x2")))
+    assert [(one.job_id, one.executor) for one in taken] == [(uid("on its way"), "x2")], "beside the job that runs"
+    for _ in range(3):  # under the lease, which its heartbeats renew
+        fold.now_ms += LEASE_MS - 1
+        for executor, running in (("x1", "runs"), ("x2", "on its way")):
+            assert fold.feed(beat(executor, running=[uid(running)])) == ()
+        assert fold.feed(ClockTick(role="scheduler")) == ()
+    assert fold.feed(join("x1", slots=3)) == (), "the same incarnation offers nothing any more"
+    (ended,) = fold.feed(report(uid("runs"), by=incarnation("x1", 1)))
+    assert (ended.data.status, ended.data.executor) == (JobStatus.SUCCEEDED, "x1")
+    assert fold.feed(ExecutorLeft(executor="x1", incarnation=incarnation("x1", 1))) == ()
+    (one,) = dispatched(fold.feed(report(uid("on its way"), 2, by=incarnation("x2", 1))))
+    assert (one.job_id, one.executor) == (uid("next"), "x2")
+
+
+def test_a_job_that_a_draining_executor_has_not_begun_has_lost_no_try():
+    fold = ready()
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    drained = 3 * ATTEMPTS_MAX
+    for number in range(1, drained + 1):
+        (one,) = dispatched(fold.feed(join("x1", number)))
+        assert one.attempt == number, "no number is given twice: rows and dispatches are named by it"
+        assert fold.feed(drains("x1", number)) == ()
+        fold.restart()
+    for number in range(drained + 1, drained + ATTEMPTS_MAX + 1):
+        assert len(dispatched(fold.feed(join("x1", number)))) == 1
+    (ended,) = finished(fold.feed(join("x1", number + 1)))
+    assert (ended.status, ended.reason) == (JobStatus.FAILED, "attempts_exhausted")
+
+
+def test_what_an_older_incarnation_says_of_its_drain_is_fenced():
+    fold = ready()
+    fold.feed(join("x1", 2))
+    fold.feed(drains("x1", 1))
+    assert len(dispatched(fold.feed(arrival(uid("j")), TENANTS[0]))) == 1
+
+
+def test_a_job_of_an_older_release_is_read_as_one_that_was_never_spared():
+    old = msgspec.msgpack.encode([TENANTS[0], uid("j"), 1, 1, 1_000, 2, True, 1_000, 0, False, 5])
+    job = msgspec.msgpack.decode(old, type=QueuedJob)
+    assert (job.attempt, job.spared, job.tries) == (2, 0, 2)
 
 
 def test_a_late_failure_of_a_lost_attempt_does_not_end_the_last_one():

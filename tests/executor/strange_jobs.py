@@ -29,6 +29,17 @@ class CrashOnce:
         raise AssertionError("unreachable")
 
 
+@dataclass(frozen=True)
+class Held:
+    """Does the job once somebody makes the file."""
+
+    marker: str
+
+    def __call__(self, *args: Any) -> AttemptRows:
+        wait_for(self.marker)
+        return run_job(*args)
+
+
 def raise_bug(*_args: object) -> NoReturn:
     """An error that nobody foresaw."""
     raise LookupError("an internal matter")

@@ -14,6 +14,7 @@ from aiokafka.structs import TopicPartition
 
 from settler_streams.events import (
     AttemptFinished,
+    ExecutorDraining,
     ExecutorHeartbeat,
     ExecutorJoined,
     ExecutorLeft,
@@ -65,7 +66,10 @@ class Executor:
             self._spawn(self._follow(incarnation, dead))
             await dead
             self.stop()
-            if self._random.random() < 0.3:
+            ending = self._random.random()
+            if ending < 0.15:
+                self._say(ExecutorDraining(executor=self._name, incarnation=incarnation))
+            if ending < 0.3:
                 self._say(ExecutorLeft(executor=self._name, incarnation=incarnation))
             await elapse(self._random.random() * 6)
 
