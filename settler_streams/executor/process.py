@@ -22,8 +22,9 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from settler_streams.adapters.kafka import dead_letter_form
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.stopping import stop_producer
+from settler_streams.adapters.postgres.failures import DRIVER_ERRORS, refuses_row
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.adapters.postgres.results import write_results
+from settler_streams.adapters.postgres.results import check_results_writable, write_results
 from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS
 from settler_streams.errors import (
     ConfigurationError,
@@ -31,6 +32,7 @@ from settler_streams.errors import (
     OutsideTenantError,
     RecordError,
     SettlerError,
+    StalledError,
     UnavailableError,
 )
 from settler_streams.events import (
@@ -68,6 +70,12 @@ SEND_DEADLINE_S = 30.0
 UNAVAILABLE_PAUSE_S = 2.0
 """What an attempt that met a service out of order waits before its report, times its number: five outlast 20 s.
 It keeps its slot meanwhile; without the pause an outage of a second would use up the attempts of job after job."""
+
+WRITE_S_MAX = 120.0
+"""How long an attempt tries to write its result: twice an ordinary failover of the database. Beyond it the executor
+stops if nobody's can be written, and does not start before that; one that alone cannot be written is tried again."""
+WRITE_PAUSE_S = 1.0
+"""Between two tries of that."""
 
 DETAIL_LENGTH_MAX = 2_000
 """An error may quote the input; this much of it is enough to understand the failure."""
@@ -109,8 +117,10 @@ class Executor:
         Dispatches are followed from the end of their topic, and before the pool learns of this incarnation: none that
         is addressed to it can lie further back.
         """
-        await self._connect()
+        self._database = await TenantConnectionPool.open(self._settings)
         try:
+            await check_results_writable(self._database)  # or each start would take jobs only to give them back
+            await self._connect()
             await self._join()
             log.info("executor ready", executor=self._name, incarnation=self._incarnation, slots=self._slots)
             tasks = [asyncio.create_task(self._heartbeats()), asyncio.create_task(self._follow())]
@@ -133,7 +143,6 @@ class Executor:
 
     async def _connect(self) -> None:
         await asyncio.gather(self._producer.start(), self._dispatches.start(), self._reader.start())
-        self._database = await TenantConnectionPool.open(self._settings)
         await self._children.start()
         tp = TopicPartition(full_name(self._settings.deployment, "job-dispatches"), self._pool_number)
         self._dispatches.assign([tp])
@@ -147,17 +156,20 @@ class Executor:
 
     async def _drain(self) -> None:
         """Say what still runs, so that all else is placed elsewhere; let it end, under the lease; then leave."""
-        await self._report(
-            ExecutorDraining(executor=self._name, incarnation=self._incarnation, running=tuple(sorted(self._running)))
-        )
+        await self._say_what_runs()
         heartbeats = asyncio.create_task(self._heartbeats(joining=False))
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=DRAIN_DEADLINE_S)
         heartbeats.cancel()
         await asyncio.gather(heartbeats, return_exceptions=True)
+        await self._say_what_runs()  # not what has met a fault of the database since: that is no attempt of the job's
         for task in self._running.values():
             task.cancel()
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
+
+    async def _say_what_runs(self) -> None:
+        running = tuple(sorted(self._running))
+        await self._report(ExecutorDraining(executor=self._name, incarnation=self._incarnation, running=running))
 
     async def _join(self) -> None:
         await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
@@ -198,20 +210,26 @@ class Executor:
     def _on_attempt_done(self, job_id: JobId, task: asyncio.Task[None]) -> None:
         if self._running.get(job_id) is task:
             del self._running[job_id]
-        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
-            self._failure.set_result(error)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("executor stops", job=job_id, error=repr(error))
+            if not self._failure.done():
+                self._failure.set_result(error)
 
     async def _attempt(self, tenant: TenantId, dispatch: JobDispatched, traceparent: bytes | None) -> None:
-        """Run one attempt and report it. The slot is free, here and in the scheduler's eyes, once it is reported."""
+        """Run one attempt and report it. The slot is free, here and in the scheduler's eyes, once it is reported.
+
+        Raises:
+            ConfigurationError, StalledError: no attempt can be brought to its end here. This one is not reported: the
+                executor stops, and the scheduler gives the job to another.
+        """
         job_id = JobId(dispatch.job_id)
         started = time.perf_counter_ns()
         try:
             rows = await self._compute(tenant, job_id, dispatch)
-            await write_results(
-                self._database, tenant, job_id, dispatch.attempt,
-                matches=rows.matches, unmatched=rows.unmatched, report=rows.report,
-            )  # fmt: skip
+            await self._store(tenant, job_id, dispatch.attempt, rows)
             finished = self._finished(dispatch, JobStatus.SUCCEEDED, rows.worker_us, rows=rows)
+        except (ConfigurationError, StalledError):
+            raise
         except Exception as error:
             # Whatever a job raises ends this attempt, never the executor with everyone else's jobs.
             worker_us = (time.perf_counter_ns() - started) // 1000
@@ -233,6 +251,39 @@ class Executor:
         except OutsideTenantError as error:
             await self._dead_letter(record, RecordError("outside-tenant", str(error)))
             raise
+
+    async def _store(self, tenant: TenantId, job_id: JobId, attempt: int, rows: AttemptRows) -> None:
+        """Write the result. A database that fails everybody fails no attempt, which is kept under the lease meanwhile.
+
+        Raises:
+            RecordError, InvalidRequestError, NotFoundError, PostgresError: because of these rows, or of this tenant.
+            UnavailableError: not written, though the database takes results of others.
+            ConfigurationError, StalledError: it takes nobody's; the latter, for all of :data:`WRITE_S_MAX`.
+        """
+        deadline_s = time.monotonic() + WRITE_S_MAX
+        while True:
+            try:
+                await write_results(
+                    self._database, tenant, job_id, attempt,
+                    matches=rows.matches, unmatched=rows.unmatched, report=rows.report,
+                )  # fmt: skip
+            except (UnavailableError, *DRIVER_ERRORS) as error:
+                if refuses_row(error):
+                    raise
+                failure = error
+            else:
+                return
+            log.warning("result not written", job=job_id, attempt=attempt, error=repr(failure))
+            late = time.monotonic() > deadline_s
+            try:
+                await check_results_writable(self._database)
+            except UnavailableError as error:
+                if late:
+                    raise StalledError(f"no result could be written for {WRITE_S_MAX:g} s: {error}") from error
+            else:
+                if late or not isinstance(failure, UnavailableError):
+                    raise UnavailableError("the result was not written; the executor's log says why") from failure
+            await asyncio.sleep(WRITE_PAUSE_S)
 
     async def _dead_letter(self, record: ConsumerRecord[bytes, bytes], error: RecordError) -> None:
         """Keep a request that tried to leave its tenant's directory, for whoever looks into it.

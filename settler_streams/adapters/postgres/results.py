@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from settler_streams.adapters.postgres import queries
-from settler_streams.adapters.postgres.failures import refuses_row
-from settler_streams.errors import InvalidRequestError, RecordError
+from settler_streams.adapters.postgres.failures import DRIVER_ERRORS, refuses_row
+from settler_streams.errors import ConfigurationError, InvalidRequestError, RecordError
+from settler_streams.ids import PLATFORM, JobId, uuid7
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Sequence
 
     from settler_streams.adapters.postgres.pool import TenantConnectionPool, Transaction
-    from settler_streams.ids import JobId, TenantId
+    from settler_streams.ids import TenantId
 
 CHUNK_ROWS_MAX = 20_000
 """Rows of one statement. A few megabytes; larger chunks are not faster and hold more memory on both sides."""
@@ -120,6 +122,27 @@ async def write_results(
         except asyncpg.DataError as error:  # asyncpg's own: a value that has no form in the column's type
             raise RecordError("not-encodable", str(error)) from error
     return RowsWritten(match_rows, unmatched_rows, len(report_rows))
+
+
+async def check_results_writable(pool: TenantConnectionPool) -> None:
+    """Write what :func:`write_results` writes, of no tenant, and delete it in the same transaction.
+
+    Whatever fails here is nobody's rows or schema: it fails for every job.
+
+    Raises:
+        ConfigurationError: the server does not take results: it is read-only, a table or a privilege is missing, or
+            the login is refused.
+        UnavailableError: the server failed.
+    """
+    key = (PLATFORM, JobId(uuid7(time.time_ns() // 1_000_000)), 1)
+    try:
+        async with pool.platform() as transaction:
+            await _insert_chunks(transaction, queries.INSERT_MATCHES, key, [MatchColumns(*[()] * 8)])
+            await _insert_chunks(transaction, queries.INSERT_UNMATCHED, key, [UnmatchedColumns(*[()] * 8)])
+            await transaction.execute(queries.INSERT_REPORT, *key, *astuple(ReportRow("EUR", *[0] * 13)))
+            await transaction.execute(queries.DELETE_ATTEMPT, *key)
+    except DRIVER_ERRORS as error:
+        raise ConfigurationError(f"PostgreSQL takes no results: {error!r}") from error
 
 
 async def _insert_chunks(

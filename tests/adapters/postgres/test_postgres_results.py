@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from settler_streams.adapters.postgres.effects import JobResult
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.projection import PositionMove, init_position, write_batch
 from settler_streams.adapters.postgres.results import (
     CHUNK_ROWS_MAX,
@@ -18,10 +19,11 @@ from settler_streams.adapters.postgres.results import (
     ReportRow,
     RowsWritten,
     UnmatchedColumns,
+    check_results_writable,
     write_results,
 )
-from settler_streams.errors import InvalidRequestError, RecordError
-from settler_streams.ids import JobId, TenantId
+from settler_streams.errors import ConfigurationError, InvalidRequestError, RecordError
+from settler_streams.ids import PLATFORM, JobId, TenantId
 
 pytestmark = pytest.mark.services
 
@@ -176,3 +178,36 @@ async def test_a_large_result_is_streamed(job):
     assert written.matches == rows
     # One chunk and its encoded form take about 5 MB; all ten would take more than 20.
     assert peak < 12_000_000
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends", "told"),
+    [
+        ("ALTER DATABASE {} SET default_transaction_read_only = on", "ALTER DATABASE {} RESET ALL", "read-only"),
+        *(
+            (f"REVOKE {right} ON {table} FROM settler_services", f"GRANT {right} ON {table} TO settler_services", table)
+            for table in ("matches", "unmatched", "reports")
+            for right in ("INSERT", "DELETE")
+        ),
+        ("ALTER TABLE reports RENAME TO gone", "ALTER TABLE gone RENAME TO reports", "does not exist"),
+    ],
+)
+async def test_a_database_that_takes_nobodys_results_is_told_from_one_that_does(
+    database_settings, owner, breaks, mends, told
+):
+    """As after a failover to a standby, or with grants or migrations that are missing."""
+    await owner.execute(breaks.format(database_settings.db_name))
+    pool = await TenantConnectionPool.open(database_settings)
+    try:
+        with pytest.raises(ConfigurationError, match=told):
+            await check_results_writable(pool)
+    finally:
+        await pool.close()
+        await owner.execute(mends.format(database_settings.db_name))
+    pool = await TenantConnectionPool.open(database_settings)
+    try:
+        await check_results_writable(pool)
+    finally:
+        await pool.close()
+    for table in ("matches", "unmatched", "reports"):
+        assert await owner.fetchval(f"SELECT count(*) FROM {table} WHERE tenant_id = $1", PLATFORM) == 0
