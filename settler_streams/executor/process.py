@@ -157,15 +157,22 @@ class Executor:
     async def _drain(self) -> None:
         """Say what still runs, so that all else is placed elsewhere; let it end, under the lease; then leave."""
         await self._say_what_runs()
-        heartbeats = asyncio.create_task(self._heartbeats(joining=False))
+        saying = asyncio.create_task(self._say_again())
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=DRAIN_DEADLINE_S)
-        heartbeats.cancel()
-        await asyncio.gather(heartbeats, return_exceptions=True)
-        await self._say_what_runs()  # not what has met a fault of the database since: that is no attempt of the job's
+        saying.cancel()
+        await asyncio.gather(saying, return_exceptions=True)
+        await self._say_what_runs()
         for task in self._running.values():
             task.cancel()
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
+
+    async def _say_again(self) -> None:
+        """Renew the lease. A heartbeat would do that too, and cost the attempt of each job that is missing in it; here
+        those are missing that have met a fault of the database meanwhile, and a join would bring slots back."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            await self._say_what_runs()
 
     async def _say_what_runs(self) -> None:
         running = tuple(sorted(self._running))
@@ -174,21 +181,19 @@ class Executor:
     async def _join(self) -> None:
         await self._report(ExecutorJoined(executor=self._name, incarnation=self._incarnation, slots=self._slots))
 
-    async def _heartbeats(self, *, joining: bool = True) -> None:
+    async def _heartbeats(self) -> None:
         """Renew the lease. An executor that comes too late has lost it and must join anew, as another incarnation.
 
         Whether a lease still runs is for the log's own time to say, which this process does not see: after a broker
         that stood still, a tick may lie before the heartbeat that was due. So each heartbeat comes with the join: it
         changes nothing while the lease runs, or once a newer incarnation holds it, and opens a lease that has ended.
-        Not while draining: a lease that was opened anew would have slots.
         """
         renewed_s = time.monotonic()
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
             if time.monotonic() - renewed_s > LEASE_MS / 1000:
                 raise UnavailableError(f"no heartbeat for more than {LEASE_MS} ms: the lease of {self._name} has ended")
-            if joining:
-                await self._join()
+            await self._join()
             running = tuple(sorted(self._running))
             await self._report(ExecutorHeartbeat(executor=self._name, incarnation=self._incarnation, running=running))
             renewed_s = time.monotonic()
@@ -274,9 +279,9 @@ class Executor:
             else:
                 return
             log.warning("result not written", job=job_id, attempt=attempt, error=repr(failure))
-            late = time.monotonic() > deadline_s
+            late = time.monotonic() > deadline_s or self._failure.done()  # an executor that stops waits no longer
             try:
-                await check_results_writable(self._database)
+                await self._check_database()
             except UnavailableError as error:
                 if late:
                     raise StalledError(f"no result could be written for {WRITE_S_MAX:g} s: {error}") from error
@@ -284,6 +289,18 @@ class Executor:
                 if late or not isinstance(failure, UnavailableError):
                     raise UnavailableError("the result was not written; the executor's log says why") from failure
             await asyncio.sleep(WRITE_PAUSE_S)
+
+    async def _check_database(self) -> None:
+        """Whether it takes results, by a connection of its own: those of the pool may all wait for one tenant.
+
+        Raises:
+            ConfigurationError, UnavailableError: as :func:`check_results_writable`.
+        """
+        pool = await TenantConnectionPool.open(self._settings.model_copy(update={"db_pool_size": 1}))
+        try:
+            await check_results_writable(pool)
+        finally:
+            await pool.close()
 
     async def _dead_letter(self, record: ConsumerRecord[bytes, bytes], error: RecordError) -> None:
         """Keep a request that tried to leave its tenant's directory, for whoever looks into it.

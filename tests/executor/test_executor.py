@@ -257,7 +257,6 @@ async def test_a_job_without_end_in_memory_fails_once(
     assert next_one.status is JobStatus.SUCCEEDED
 
 
-@pytest.mark.slow
 async def test_an_executor_that_kafka_no_longer_hears_ends(
     platform: Platform, settings: Settings, kafka: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +278,7 @@ async def test_an_executor_that_kafka_no_longer_hears_ends(
     assert isinstance(task.exception(), TimeoutError)
 
 
+@pytest.mark.slow
 async def test_a_killed_executors_job_is_done_by_another(platform: Platform, settings: Settings) -> None:
     """SIGKILL in mid-job: the lease ends ten seconds later, and the second attempt's result is the only one."""
     log = platform.log

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
 
+from settler_streams.core import scheduler
+from settler_streams.core.scheduler import LEASE_MS
 from settler_streams.dev.stack.ports import free_port
 from settler_streams.errors import ConfigurationError, StalledError, UnavailableError
-from settler_streams.events import ExecutorHeartbeat, ExecutorLeft, JobFinished, JobRequested, JobStatus, decode
+from settler_streams.events import (
+    ExecutorDraining,
+    ExecutorHeartbeat,
+    ExecutorLeft,
+    JobFinished,
+    JobRequested,
+    JobStatus,
+    decode,
+)
 from settler_streams.executor import process as executor_module
 from settler_streams.executor.process import Executor
 from settler_streams.ids import JobId, TenantId
@@ -18,7 +29,9 @@ from settler_streams.settings import Settings
 from tests.agents.conftest import Platform
 from tests.chaos.proxy import CALM, Proxy, Weather
 from tests.executor.executors import executor_inside
+from tests.executor.strange_jobs import Held
 from tests.executor.test_executor import result_of
+from tests.executor.test_executor_drain import until_said
 from tests.runtime.kafka_log import Record
 from tests.runtime.requests import event_bytes, job_request, new_id
 
@@ -45,9 +58,10 @@ async def way(settings: Settings) -> AsyncIterator[Proxy]:
 
 
 async def test_a_database_that_takes_no_results_stops_the_executor_and_ends_no_job(
-    platform: Platform, settings: Settings, owner: asyncpg.Connection
+    platform: Platform, settings: Settings, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three jobs on two slots: neither the two that run nor the one that waits may end, here or at the next start."""
+    monkeypatch.setattr(scheduler, "ATTEMPTS_MAX", 1)
     with pytest.raises(ConfigurationError, match=r"takes no results.*permission denied"):
         async with executor_inside(settings, platform.log, "forbidden"):
             await owner.execute("REVOKE INSERT ON matches FROM settler_services")
@@ -62,6 +76,41 @@ async def test_a_database_that_takes_no_results_stops_the_executor_and_ends_no_j
     async with executor_inside(settings, platform.log, "allowed"):
         finished = [await result_of(platform, job_id) for job_id in job_ids]
     assert {(one.status, one.matches, one.executor) for one in finished} == {(JobStatus.SUCCEEDED, 2, "allowed")}
+
+
+@pytest.mark.slow
+async def test_a_job_that_meets_the_fault_while_its_executor_drains_has_lost_no_attempt_either(
+    platform: Platform, settings: Settings, owner: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three jobs one meets it first, one when it ends in the drain, and one ends there when the fault is gone."""
+    monkeypatch.setattr(executor_module, "HEARTBEAT_INTERVAL_S", 0.2)
+    monkeypatch.setattr(scheduler, "ATTEMPTS_MAX", 1)
+    monkeypatch.setattr(executor_module, "DRAIN_DEADLINE_S", 120.0)
+    longer_than_the_lease = int(LEASE_MS / 1000 / 0.2) + 5
+    log, tenant, jobs, ends = platform.log, platform.tenants[0], [], [tmp_path / name for name in "123"]
+    with pytest.raises(ConfigurationError, match="takes no results"):
+        async with executor_inside(settings.model_copy(update={"executor_slots": 3}), log, "in-part"):
+            for end in ends:
+                with monkeypatch.context() as patched:
+                    patched.setattr(executor_module, "run_job", Held(str(end)))
+                    jobs.append(await submit(platform, tenant, job_request(2)))
+                    await until_said(log, "in-part", ExecutorHeartbeat, running=tuple(sorted(jobs)))
+            await owner.execute("REVOKE INSERT ON matches FROM settler_services")
+            try:
+                ends[0].touch()
+                left = tuple(sorted(jobs[1:]))
+                await until_said(log, "in-part", ExecutorDraining, running=left, count=longer_than_the_lease)
+                ends[1].touch()
+                await until_said(log, "in-part", ExecutorDraining, running=(jobs[2],))
+            finally:
+                await owner.execute("GRANT INSERT ON matches TO settler_services")
+            ends[2].touch()
+            ending = await result_of(platform, jobs[2])
+            await has_left(platform, "in-part")
+    assert (ending.status, ending.executor) == (JobStatus.SUCCEEDED, "in-part")
+    async with executor_inside(settings, log, "whole"):
+        finished = [await result_of(platform, job_id) for job_id in jobs[:2]]
+    assert {(one.status, one.executor) for one in finished} == {(JobStatus.SUCCEEDED, "whole")}
 
 
 async def test_what_fails_for_one_tenant_alone_fails_its_job_in_the_end_and_stops_nothing(
@@ -113,6 +162,7 @@ async def test_a_database_that_is_away_for_a_while_costs_no_attempt(
 async def test_a_database_that_stays_away_stops_the_executor_and_ends_no_job(
     platform: Platform, settings: Settings, way: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scheduler, "ATTEMPTS_MAX", 1)
     monkeypatch.setattr(executor_module, "WRITE_S_MAX", 0.5)
     monkeypatch.setattr(executor_module, "WRITE_PAUSE_S", 0.1)
     with pytest.raises(StalledError, match="no result could be written"):

@@ -38,8 +38,8 @@ async def test_a_draining_executor_takes_no_more_and_ends_what_it_runs_under_its
         async with executor_inside(settings, log, "staying"):
             finished = await result_of(platform, next_one)
             assert (finished.status, finished.attempt, finished.executor) == (JobStatus.SUCCEEDED, 1, "staying")
-            beats = await until_said(log, "leaving", ExecutorHeartbeat, after=ExecutorDraining, count=3)
-            assert {beat.running for beat in beats} == {(long_one,)}
+            said = await until_said(log, "leaving", ExecutorDraining, count=4)
+            assert {word.running for word in said} == {(long_one,)}
             marker.touch()
             await leaving
             finished = await result_of(platform, long_one)
@@ -79,16 +79,12 @@ async def until_said(
     kind: type[Part],
     *,
     running: tuple[str, ...] | None = None,
-    after: type[Part] | None = None,
     count: int = 1,
 ) -> list[Part]:
-    """Wait for ``count`` words of this kind from an executor (those that name these jobs; those after another kind)."""
+    """Wait for ``count`` words of this kind from an executor (those that name these jobs)."""
 
     def said(records: list[Record]) -> list[Part]:
         bodies = [decode(record.value).data for record in records if record.key == name.encode()]
-        if after is not None:
-            begin = next((place for place, body in enumerate(bodies) if isinstance(body, after)), len(bodies))
-            bodies = bodies[begin:]
         return [b for b in bodies if isinstance(b, kind) and (running is None or b.running == running)]  # type: ignore[attr-defined]
 
     return said(await log.until("pool-inputs", lambda records: len(said(records)) >= count))

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, SupportsIndex, cast
 
 from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import (
     DefaultRecordBatch,
     _DefaultRecordBatchPy,  # the only decoder whose steps can be taken one by one
@@ -61,7 +62,10 @@ class _Batch:
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from self._batch
-        except UnicodeDecodeError:
+        except (UnicodeDecodeError, CorruptRecordException) as error:
+            # The decoder that is written in Python wraps the one in the other.
+            if not isinstance(error, UnicodeDecodeError) and not isinstance(error.__cause__, UnicodeDecodeError):
+                raise
             # From the beginning: aiokafka passes over records that it has had.
             yield from _read_with_escapes(self._fetched, self._number)
 

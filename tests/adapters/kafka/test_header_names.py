@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record import memory_records
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
+from settler_streams.adapters.kafka import header_names
 from settler_streams.adapters.kafka.header_names import ForgivingRecords
 from tests.adapters.kafka.spoilt_headers import PLACEHOLDER, spoilt
 
@@ -30,6 +33,16 @@ def read(fetched: bytes, position: int = 0) -> list[ConsumerRecord[bytes, bytes]
     return list(PartitionRecords(TP, records, [], position, None, None, True, READ_COMMITTED))
 
 
+@pytest.fixture(params=["compiled", "python"])
+def _decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where aiokafka's extensions cannot be loaded, it takes its decoders that are written in Python."""
+    if request.param == "python":
+        monkeypatch.setattr(header_names, "MemoryRecords", header_names._MemoryRecordsPy)
+        monkeypatch.setattr(memory_records, "DefaultRecordBatch", header_names._DefaultRecordBatchPy)
+        monkeypatch.setattr(header_names, "DefaultRecordBatch", header_names._DefaultRecordBatchPy)
+
+
+@pytest.mark.usefixtures("_decoder")
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_lies_around_a_name_that_is_no_utf8_is_read_once_and_in_order(codec: str) -> None:
     fetched = (
@@ -43,6 +56,13 @@ def test_what_lies_around_a_name_that_is_no_utf8_is_read_once_and_in_order(codec
     assert [record.value for record in found] == [f"v{n}".encode() for n in range(8)]
     names = ["a", "é", "b", SHOWN, "c", "d", SHOWN, SHOWN]
     assert [record.headers for record in found] == [((name, b"1"), ("next", None)) for name in names]
+
+
+def test_a_batch_that_is_spoilt_otherwise_is_refused_as_before() -> None:
+    fetched = bytearray(batch(0, ["a", "b"]))
+    fetched[-1] ^= 1
+    with pytest.raises(CorruptRecordException):
+        read(bytes(fetched))
 
 
 def test_reading_may_begin_at_or_behind_such_a_record() -> None:
