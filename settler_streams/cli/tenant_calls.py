@@ -84,8 +84,9 @@ async def _publish(pool: TenantConnectionPool, settings: Settings) -> None:
                 pass
         finally:
             await publisher.stop()
-    except SettlerError as error:
-        click.echo(f"stored; a gateway, or the next command that reaches Kafka, tells it: {error}", err=True)
+    except (SettlerError, asyncio.CancelledError) as error:  # also if somebody does not want to wait for Kafka
+        why = str(error) or "interrupted"
+        click.echo(f"stored; a gateway, or the next command that reaches Kafka, tells it: {why}", err=True)
 
 
 @asynccontextmanager

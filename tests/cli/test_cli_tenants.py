@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import secrets
+import signal
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from settler_streams.adapters.kafka import stopping
@@ -234,3 +239,31 @@ async def test_a_key_is_shown_when_kafka_hangs_once_the_command_is_connected(
     assert (code, "it is unknown whether the event was stored" in said) == (0, True)
     assert (await platform.tenants.authenticate(issued["key"])).tenant_id == tenant
     assert (await done(cli, "rename", tenant, "Acme again"))["version"] == 3  # the outbox still had the key's event
+
+
+async def test_a_key_is_shown_when_its_command_is_interrupted_while_kafka_hangs(
+    cli: Cli, platform: Platform, kafka: Service, tmp_path: Path
+) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    known = {**os.environ, **platform.settings.environment(), "SETTLER_STATE_DIR": str(tmp_path)}
+    kafka.pause()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "settler_streams.cli.main", "tenants", "key", tenant, "--json",
+            env=known, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        broker = platform.settings.kafka_bootstrap_servers.rpartition(":")[2]
+        async with asyncio.timeout(ENDS_WITHIN_S):
+            while not reaches(process.pid, int(broker)):  # noqa: ASYNC110 - it tells nobody; the change is stored by then
+                await asyncio.sleep(0)
+            process.send_signal(signal.SIGINT)
+            printed, said = await process.communicate()
+    finally:
+        kafka.resume()
+    assert (process.returncode, b"stored; a gateway" in said) == (0, True), said
+    assert (await platform.tenants.authenticate(json.loads(printed)["key"])).tenant_id == tenant
+
+
+def reaches(pid: int, port: int) -> bool:
+    """Whether a process has a connection to this port."""
+    return any(each.raddr and each.raddr.port == port for each in psutil.Process(pid).net_connections("tcp"))

@@ -21,6 +21,7 @@ from aiokafka.structs import TopicPartition
 from settler_streams.adapters.kafka import dead_letter_form as form
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.fencing import fenced
+from settler_streams.adapters.kafka.stopping import stop_producer
 from settler_streams.adapters.kafka.tenant_records import DEAD_LETTERS, whose
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.ids import TenantId
@@ -233,7 +234,7 @@ async def redrive(
                 if len(outcome.sent) < len(wanted):
                     await asyncio.sleep(max(0.0, len(chunk) / rate_per_s - (time.monotonic() - began_s)))
         finally:
-            await producer.stop()
+            await stop_producer(producer)
     return outcome
 
 
