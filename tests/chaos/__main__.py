@@ -42,7 +42,7 @@ POINTS_S_MAX = 60.0
 
 
 @click.command()
-@click.option("--long", "is_long", is_flag=True, help="Thirty minutes and a million statements, instead of about six.")
+@click.option("--long", "is_long", is_flag=True, help="Fifty minutes and a million statements, instead of about six.")
 @click.option(
     "--mutants", "only_mutants", is_flag=True, help="Only the mutants of workers, which the long round ends with."
 )
