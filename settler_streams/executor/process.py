@@ -279,11 +279,11 @@ class Executor:
             else:
                 return
             log.warning("result not written", job=job_id, attempt=attempt, error=repr(failure))
-            late = time.monotonic() > deadline_s or self._failure.done()  # an executor that stops waits no longer
+            late = time.monotonic() > deadline_s
             try:
                 await self._check_database()
             except UnavailableError as error:
-                if late:
+                if late or self._failure.done():  # an executor that stops waits no longer
                     raise StalledError(f"no result could be written for {WRITE_S_MAX:g} s: {error}") from error
             else:
                 if late or not isinstance(failure, UnavailableError):
