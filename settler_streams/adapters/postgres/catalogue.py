@@ -74,7 +74,7 @@ _RULES: Final[dict[str, str]] = {
         (t.name IN ('erasures', 'tenant_schemas'),
          'tenant_rows_only', '*', format('(%s OR (%s = %s))', own, context, platform), own),
         (t.name = 'feature_flags', 'tenant_rows_only', 'r',
-         format('((tenant_id = ANY (ARRAY[%1$s, %2$s])) AND (%1$s IS NOT NULL))', context, platform), NULL),
+         format('(%1$s OR ((tenant_id = %3$s) AND (%2$s IS NOT NULL)))', own, context, platform), NULL),
         (t.name = 'feature_flags', 'tenant_rows_only_insert', 'a', NULL, own),
         (t.name = 'feature_flags', 'tenant_rows_only_update', 'w', own, own),
         (t.name = 'feature_flags', 'tenant_rows_only_delete', 'd', own, NULL),
