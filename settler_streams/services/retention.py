@@ -1,7 +1,8 @@
 """Retention: each tenant says how long its ended jobs, its usage and its audit log are kept; the rest is deleted.
 
-What may be deleted is decided by the database, row by row (``0013_retention.sql``, and for jobs
-``0024_rejected_jobs_end_too.sql``), whatever this program asks for.
+What may be deleted is decided by the database, row by row (``0013_retention.sql``; for jobs
+``0024_rejected_jobs_end_too.sql``, for usage ``0030_usage_ages_from_its_windows_end.sql``), whatever this program asks
+for.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ AUDIT_DAYS_MIN = 90
 
 class RetentionKind(enum.StrEnum):
     """What has a period of its own. Ended jobs, the rejected ones among them, go with their attempts and results, usage
-    with its signals."""
+    with its signals. Usage is counted by calendar month, and is as old as its month's end."""
 
     EXECUTIONS = "executions"
     USAGE = "usage"

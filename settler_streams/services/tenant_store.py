@@ -50,6 +50,12 @@ class Tenant:
     restored_as: TenantStatus | None = None
 
 
+def unchanged(before: Tenant, after: Tenant) -> bool:
+    """Whether both are stored alike. The configurations are compared as JSON: to Python, 1, 1.0 and true are equal."""
+    first, second = (json.dumps(each.config, sort_keys=True) for each in (before, after))
+    return before == after and first == second
+
+
 async def read(tx: Transaction, tenant_id: TenantId, query: str = queries.READ_TENANT) -> Tenant:
     """The tenant in whose context the transaction is.
 

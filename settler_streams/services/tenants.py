@@ -382,7 +382,7 @@ class TenantService:
                     before = await tenant_store.hold(tx, tenant_id)
                     await check(tx, before)
                     after = change(before)
-                    if after == before:
+                    if tenant_store.unchanged(before, after):
                         return before
                     after = replace(after, version=before.version + 1)
                     await tenant_store.update(tx, after)

@@ -180,6 +180,14 @@ async def test_a_configuration_is_replaced_as_a_whole_and_every_version_is_kept(
     assert (entries[0]["actor"], entries[0]["request_id"]) == ("me", "r-3")
 
 
+async def test_a_configuration_is_another_where_only_python_sees_no_difference(platform: Platform) -> None:
+    tenant = (await platform.new_tenant()).tenant
+    for version, value in enumerate((1, True, 1.0, 0, False), start=2):
+        changed = await platform.tenants.change_config(tenant.id, {"a": [{"b": value}]})
+        assert (changed.version, repr(changed.config)) == (version, repr({"a": [{"b": value}]}))
+        assert repr((await platform.tenants.get(tenant.id)).config) == repr(changed.config)
+
+
 @pytest.mark.parametrize(
     "wrong", [["a"], "a", {"a": float("nan")}, {"a": object()}, {"a": "\ud800"}, {"a": "\0"}, {"a": "x" * 16_377}]
 )

@@ -126,10 +126,13 @@ WITH due AS MATERIALIZED (
    e AS (DELETE FROM executions x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id)
 DELETE FROM jobs x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id
 """
+# A window is as old as its end; that its start is older still is said for the index tenant_usage_by_time.
 DELETE_OLD_USAGE: Final = """
 DELETE FROM tenant_usage x USING (
     SELECT resource, window_start, window_seconds FROM tenant_usage
-    WHERE tenant_id = $1 AND window_start < (SELECT kept_since('usage')) ORDER BY window_start LIMIT $2
+    WHERE tenant_id = $1 AND window_start < (SELECT kept_since('usage'))
+      AND window_start + make_interval(secs => window_seconds) < (SELECT kept_since('usage'))
+    ORDER BY window_start LIMIT $2
 ) AS old
 WHERE x.tenant_id = $1 AND x.resource = old.resource AND x.window_start = old.window_start
   AND x.window_seconds = old.window_seconds

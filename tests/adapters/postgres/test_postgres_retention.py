@@ -160,6 +160,21 @@ async def test_a_rejected_job_is_kept_from_its_decision_on(service, owner, pool,
         assert await tx.execute("DELETE FROM jobs") == "DELETE 0"
 
 
+async def test_usage_is_as_old_as_the_end_of_its_window(service, owner, pool, create_tenant):
+    tenant, month_s = await create_tenant(), 30 * 86_400
+    for began_days_ago in (20, 36, 38):
+        await owner.execute(
+            """INSERT INTO tenant_usage (tenant_id, resource, window_start, window_seconds, quantity, source_version)
+               VALUES ($1, 'monthly_reconciliations', $2, $3, 1, 1)""",
+            tenant, days_ago(began_days_ago), month_s,
+        )  # fmt: skip
+    await service.change(tenant, {USAGE: 7})
+    assert await service.sweep(tenant) == Swept(usage=1)
+    async with pool.janitor(tenant) as tx:
+        assert await tx.execute("DELETE FROM tenant_usage") == "DELETE 0"
+    assert (await counts(owner, tenant))["tenant_usage"] == 2, "the month that is being counted, and the last one"
+
+
 async def test_the_sweep_finds_ended_jobs_by_their_index(service, owner, pool, create_tenant):
     tenant = await create_tenant()
     await owner.execute(
