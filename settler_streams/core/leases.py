@@ -20,13 +20,21 @@ if TYPE_CHECKING:
 
 COMPACTION_SLACK = 64
 """Dead entries that the heap may hold beyond twice its live ones before a rebuild, which so costs O(1) per push."""
+SEEN_TICKS = 2
+"""Ticks behind a placement after which it can be read by its executor.
+
+A placement is published when its step commits, and the log goes on meanwhile: where the fold lags, or was without an
+owner, heartbeats of long before that stand behind it. The first tick may do so, too; the next one is appended when the
+first has been committed.
+"""
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A job placed on an executor, and since when."""
+    """A job placed on an executor: when, or once there were :data:`SEEN_TICKS` after it, when the last of them was."""
 
     job_id: JobId
-    placed_ms: int
+    since_ms: int
+    ticks: int = 0
 
 
 class ExecutorLease(msgspec.Struct, frozen=True, array_like=True):
@@ -65,8 +73,8 @@ class Placement(NamedTuple):
 class Heartbeat(NamedTuple):
     """What a heartbeat tells: whether it renewed a lease, and where the two sides disagree.
 
-    ``foreign`` jobs run there although the roster has not placed them there (to be stopped). ``missing`` jobs were
-    placed longer ago than the lease and are not run there (to be returned to the queue).
+    ``foreign`` jobs run there although the roster has not placed them there (to be stopped). ``missing`` jobs could be
+    read there for longer than the lease and are not run there (to be returned to the queue).
     """
 
     renewed: bool
@@ -113,7 +121,9 @@ class Roster:
         placed, runs = {held.job_id for held in lease.held}, set(running)
         foreign = tuple(job_id for job_id in running if job_id not in placed)
         missing = tuple(
-            held.job_id for held in lease.held if held.job_id not in runs and now_ms - held.placed_ms >= lease_ms
+            held.job_id
+            for held in lease.held
+            if held.job_id not in runs and held.ticks == SEEN_TICKS and now_ms - held.since_ms >= lease_ms
         )
         self._put(msgspec.structs.replace(lease, renewed_ms=max(now_ms, lease.renewed_ms)))
         return Heartbeat(True, foreign, missing)
@@ -141,6 +151,13 @@ class Roster:
         """End every lease not renewed for ``lease_ms``, in the order of executor names. O(executors): once per tick."""
         overdue = [lease for lease in self._leases.values() if now_ms - lease.renewed_ms >= lease_ms]
         return tuple(self._end(lease) for lease in sorted(overdue, key=lambda lease: lease.executor))
+
+    def ticked(self, now_ms: int) -> None:
+        """Count a tick behind each placement, as far as ticks count. O(executors and what they hold): once per tick."""
+        for lease in self.leases():
+            if any(held.ticks < SEEN_TICKS for held in lease.held):
+                held = tuple(one if one.ticks == SEEN_TICKS else _with_tick(one, now_ms) for one in lease.held)
+                self._put(msgspec.structs.replace(lease, held=held))
 
     def place(self, job_id: JobId, now_ms: int) -> Placement | None:
         """Put a job on the executor with the most free slots, the first by name among equals. None: none is free.
@@ -210,3 +227,8 @@ class Roster:
     def _is_live(self, entry: tuple[int, str]) -> bool:
         lease = self._leases.get(entry[1])
         return lease is not None and lease.free == -entry[0]
+
+
+def _with_tick(held: Held, now_ms: int) -> Held:
+    ticks = held.ticks + 1
+    return Held(held.job_id, now_ms if ticks == SEEN_TICKS else held.since_ms, ticks)

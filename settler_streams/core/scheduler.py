@@ -133,7 +133,7 @@ class Scheduler(FoldLogic):
             case JobEnqueued() as job:
                 emits += self._enqueue(record, job, now_ms)
             case AttemptFinished() as report:
-                emits += self._reported(report, now_ms)
+                emits += self._reported(record.event.tenantid, report, now_ms)
             case TenantWeighted() as weighted:
                 return self._weighted(record, weighted, now_ms)
             case TenantErased() as erased:
@@ -144,7 +144,7 @@ class Scheduler(FoldLogic):
                 ended = self._roster.joined(joined.executor, joined.incarnation, joined.slots, now_ms)
                 emits += self._lease_ended([ended] if ended else [], now_ms)
             case ExecutorHeartbeat() as beat:
-                emits += self._heartbeat(beat, now_ms)
+                self._heartbeat(beat, now_ms)
             case ExecutorDraining() as draining:
                 self._drained(draining, now_ms)
             case ExecutorLeft() as left:
@@ -152,6 +152,7 @@ class Scheduler(FoldLogic):
                 emits += self._lease_ended([ended] if ended else [], now_ms)
             case ClockTick():
                 emits += self._lease_ended(self._roster.expired(now_ms, LEASE_MS), now_ms)
+                self._roster.ticked(now_ms)
             case other:
                 raise RecordError("misplaced", f"the scheduler has no use for {other.event_type}")
         emits += self._fill_slots(now_ms)
@@ -210,12 +211,17 @@ class Scheduler(FoldLogic):
         gone: dict[str, Value | None] = {f"contract/{tenant}": None, f"erased/{tenant}": Erased(erased.version)}
         return Outcome({**self._drain(), **gone}, (*emits, forgotten(record, erased, "scheduler", self._partition)))
 
-    def _reported(self, report: AttemptFinished, now_ms: int) -> Iterable[Emit]:
-        """The first report of a job ends it. An attempt that may go better elsewhere is tried again instead."""
+    def _reported(self, tenant: TenantId, report: AttemptFinished, now_ms: int) -> Iterable[Emit]:
+        """The first report of a job ends it. An attempt that may go better elsewhere is tried again instead.
+
+        An attempt of another tenant, or one that has not begun, is of an earlier job with this id.
+        """
         job_id = JobId(report.job_id)
         queued, job = self._queue.job(job_id), self._job(job_id)
         if queued is None or job is None:
             self._roster.released(job_id)  # of a tenant that was erased while it ran
+            return
+        if queued.tenant != tenant or report.attempt > queued.attempt:
             return
         measured_us = min(report.worker_us, MEASURED_US_MAX)
         retried = report.status is JobStatus.FAILED and report.reason in RETRIED_REASONS
@@ -249,18 +255,22 @@ class Scheduler(FoldLogic):
         if job is not None and self._queue.cancel(record.event.tenantid, job_id):
             yield _ended(job, JobStatus.CANCELLED, "cancelled", cancel.reason, now_ms)
 
-    def _heartbeat(self, beat: ExecutorHeartbeat, now_ms: int) -> list[Emit]:
+    def _heartbeat(self, beat: ExecutorHeartbeat, now_ms: int) -> None:
         running = tuple(JobId(job_id) for job_id in beat.running)
         answer = self._roster.heartbeat(beat.executor, beat.incarnation, running, now_ms, LEASE_MS)
         for job_id in answer.missing:
             self._roster.released(job_id)
-        return self._lost(answer.missing, now_ms)
+        self._return(answer.missing)
 
     def _drained(self, draining: ExecutorDraining, now_ms: int) -> None:
         """What was placed there and is not run goes to the next executor. It was placed before this record: later ones
         place nothing there, so a stop that is told loses no attempt, and no job waits for the lease to end."""
         running = tuple(JobId(job_id) for job_id in draining.running)
-        for job_id in self._roster.draining(draining.executor, draining.incarnation, running, now_ms):
+        self._return(self._roster.draining(draining.executor, draining.incarnation, running, now_ms))
+
+    def _return(self, job_ids: Iterable[JobId]) -> None:
+        """Queue again what an executor that lives has not begun, or no longer runs: that loses no attempt."""
+        for job_id in job_ids:
             if (queued := self._queue.job(job_id)) is not None:
                 self._queue.requeue(job_id, queued.attempt, spared=True)
 

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-from settler_streams.errors import Disposition, SettlerError
+from settler_streams.errors import Disposition, SettlerError, UnavailableError
 from settler_streams.executor.work import end_with_parent, warm_up
 
 R = TypeVar("R")
@@ -46,48 +46,54 @@ class ChildProcesses:
     def __init__(self, count: int, *, memory_bytes_max: int, job_s_max: float) -> None:
         self._memory_bytes_max = memory_bytes_max
         self._job_s_max = job_s_max
-        self._children = [self._new_child() for _ in range(count)]
+        self._children: list[concurrent.futures.ProcessPoolExecutor | None] = [None] * count
         self._idle: asyncio.Queue[int] = asyncio.Queue(count)
         for place in range(count):
             self._idle.put_nowait(place)
 
     async def start(self) -> None:
         """Let every child do its imports, so that they are not part of the first job."""
-        await asyncio.gather(*(asyncio.wrap_future(child.submit(warm_up)) for child in self._children))
+        children = [self._child(place) for place in range(len(self._children))]
+        await asyncio.gather(*(asyncio.wrap_future(child.submit(warm_up)) for child in children))
 
     @property
     def processes(self) -> list[BaseProcess]:
         """The children that have been started."""
-        return [process for child in self._children for process in _processes(child)]
+        return [process for child in self._children if child is not None for process in _processes(child)]
 
     async def run(self, job: Callable[..., R], *args: object) -> R:
         """Do ``job`` in a child; a cancellation kills it.
 
         Raises:
+            UnavailableError: the system has no process for it now.
             JobTimedOutError, JobOutOfMemoryError: it went beyond a bound.
             BrokenProcessPool: it took its process with it.
             Exception: whatever the job raises.
         """
         place = await self._idle.get()
-        child = self._children[place]
         done = False
         try:
-            result = await self._run_in(child, job, *args)
+            result = await self._run_in(place, job, *args)
             done = True
             return result
         finally:
-            if not done:
-                _kill(child)
-                self._children[place] = self._new_child()
             self._idle.put_nowait(place)
+            if not done:
+                # The next job makes a new child: what the system refuses then fails that attempt, and not this place.
+                child, self._children[place] = self._children[place], None
+                _kill(child)
 
     def close(self) -> None:
         """Kill the children. The interpreter would wait for them at its end, however long their jobs take."""
         for child in self._children:
             _kill(child)
 
-    async def _run_in(self, child: concurrent.futures.ProcessPoolExecutor, job: Callable[..., R], *args: object) -> R:
-        future = asyncio.wrap_future(child.submit(job, *args))
+    async def _run_in(self, place: int, job: Callable[..., R], *args: object) -> R:
+        try:
+            child = self._child(place)
+            future = asyncio.wrap_future(child.submit(job, *args))
+        except OSError as refused:
+            raise UnavailableError(f"no process could be started: {refused}") from refused
         (process,) = _processes(child)
         finished, _ = await asyncio.wait([future], timeout=self._job_s_max)
         if not finished:
@@ -104,14 +110,17 @@ class ChildProcesses:
             raise RuntimeError(f"the job raised {type(error).__name__}") from error
         return future.result()
 
-    def _new_child(self) -> concurrent.futures.ProcessPoolExecutor:
-        # Spawned, not forked: Polars' threads do not survive a fork.
-        return concurrent.futures.ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(self._memory_bytes_max,),
-        )
+    def _child(self, place: int) -> concurrent.futures.ProcessPoolExecutor:
+        child = self._children[place]
+        if child is None:
+            # Spawned, not forked: Polars' threads do not survive a fork.
+            child = self._children[place] = concurrent.futures.ProcessPoolExecutor(
+                max_workers=1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_begin,
+                initargs=(self._memory_bytes_max,),
+            )
+        return child
 
 
 def _begin(memory_bytes_max: int) -> None:
@@ -125,7 +134,9 @@ def _processes(child: concurrent.futures.ProcessPoolExecutor) -> list[BaseProces
     return list((child._processes or {}).values())  # noqa: SLF001 - public from Python 3.14 on
 
 
-def _kill(child: concurrent.futures.ProcessPoolExecutor) -> None:
+def _kill(child: concurrent.futures.ProcessPoolExecutor | None) -> None:
+    if child is None:
+        return
     processes = _processes(child)
     child.shutdown(wait=False, cancel_futures=True)
     for process in processes:

@@ -177,6 +177,11 @@ class FoldApp(faust.App):
         consumer = self._consumer
         return consumer.open_folds() if consumer is not None else []
 
+    def clocks(self) -> Mapping[int, int]:
+        """The ``now`` of each such fold, in milliseconds, as it has committed it."""
+        consumer = self._consumer
+        return consumer.clocks() if consumer is not None else {}
+
     def fail(self, reason: BaseException) -> None:
         """Something met an error that nobody may pass over: the worker has to stop."""
         if not self.failure.done():

@@ -22,6 +22,8 @@ class Ownership(Protocol):
     """Nobody else can change anything under the former owner's name any more; what is left of opening fences nobody."""
     loaded: int
     """How far opening has come in reading the stored state, as an offset; 0 where there is none to read."""
+    now_ms: int
+    """The fold's clock, as it was committed; 0 where there is none."""
     state: Overlay
     """Empty where the rows in Postgres are the state."""
     logic: Any

@@ -69,6 +69,7 @@ class ProjectionSession:
         self.spec = spec
         self.partition = partition
         self.intake = Intake(spec.topology)
+        self.now_ms = 0
         self.state = Overlay()
         self.taken = True  # a projection is not taken: whoever moves its position first has moved it
         self.positions: dict[TopicPartition, int] = {}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import aiokafka
 import structlog
@@ -20,6 +20,9 @@ from settler_streams.errors import UnavailableError
 from settler_streams.events import ClockTick, encode, envelope
 from settler_streams.ids import PLATFORM, uuid7
 
+if TYPE_CHECKING:
+    from aiokafka.structs import RecordMetadata
+
 log = structlog.get_logger(__name__)
 
 TICK_INTERVAL_S = 1.0
@@ -28,17 +31,22 @@ TICK_DEADLINE_S = 10.0
 
 
 class Ticker:
-    """Appends ticks for the folds that ``open_folds`` names at that moment. Its own clock only paces it.
+    """Appends ticks for the folds that ``clocks`` names at that moment, each with its ``now``.
+
+    Its own clock only paces it: a fold has its next tick once it has committed the last one. So the second tick behind
+    a record was appended after that record's step had been committed, however far the fold lags behind its log. A new
+    owner, or one that does not know whether its last tick was appended, appends one too early.
 
     At least once: a tick whose answer is lost is sent again, and can be in the log twice under one id.
     """
 
-    def __init__(self, role: str, topic: str, cluster: Cluster, open_folds: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, role: str, topic: str, cluster: Cluster, clocks: Callable[[], Mapping[int, int]]) -> None:
         self._role = role
         self._topic = topic
         self._cluster = cluster
-        self._open_folds = open_folds
+        self._clocks = clocks
         self._sequence = 0
+        self._appended_ms: dict[int, int] = {}
 
     async def run(self) -> None:
         """Until cancelled.
@@ -53,7 +61,7 @@ class Ticker:
             except KafkaError as error:
                 raise UnavailableError(f"the ticker of {self._role} could not start: {error!r}") from error
             while True:
-                if folds := list(self._open_folds()):
+                if folds := list(self._clocks()):
                     await self._round(producer, folds)
                 else:
                     await asyncio.sleep(TICK_INTERVAL_S)
@@ -64,13 +72,15 @@ class Ticker:
         """One tick for each fold, spread over the interval: all at once would be a wave of steps each second, and
         whatever arrives in it would wait for its end."""
         self._sequence += 1
-        sent: list[asyncio.Future[Any]] = []
+        sent: dict[int, asyncio.Future[RecordMetadata]] = {}
         try:
             async with asyncio.timeout(TICK_INTERVAL_S + TICK_DEADLINE_S):
                 for partition in folds:
-                    sent.append(await producer.send(self._topic, self._encoded(), partition=partition))
+                    if self._clocks().get(partition, -1) >= self._appended_ms.get(partition, 0):
+                        sent[partition] = await producer.send(self._topic, self._encoded(), partition=partition)
                     await asyncio.sleep(TICK_INTERVAL_S / len(folds))
-                await asyncio.gather(*sent)
+                for tick in await asyncio.gather(*sent.values()):
+                    self._appended_ms[tick.partition] = tick.timestamp
         except (KafkaError, TimeoutError) as error:
             log.warning("tick not appended", topic=self._topic, error=repr(error))
 

@@ -205,6 +205,10 @@ class Consumer(stock.Consumer):
         """Partition numbers of the folds that are ready for records."""
         return [partition for partition, runner in self._runners.items() if runner.opened]
 
+    def clocks(self) -> dict[int, int]:
+        """The ``now`` of each such fold, by partition number."""
+        return {partition: runner.session.now_ms for partition, runner in self._runners.items() if runner.opened}
+
     def open_states(self) -> dict[int, Overlay]:
         """The state of each such fold, by partition number."""
         return {partition: runner.session.state for partition, runner in self._runners.items() if runner.opened}

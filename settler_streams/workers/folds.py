@@ -77,7 +77,7 @@ def fold_app(role: str, settings: Settings, topology: Topology) -> FoldApp:
     app.batch_agent(definition.agent)
     if declared.tick is not None:
         tick_topic = full_name(settings.deployment, declared.tick)
-        app.ticker = Ticker(role, tick_topic, Cluster.of(settings), app.open_folds)
+        app.ticker = Ticker(role, tick_topic, Cluster.of(settings), app.clocks)
     return app
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from settler_streams.core.admission import Admission, AdmissionPolicy
 from settler_streams.core.fair_queue import FairQueue
 from settler_streams.core.flag_commands import FlagCommands
+from settler_streams.core.leases import SEEN_TICKS
 from settler_streams.core.noise import GRID, NoisyDetector, NoisyNeighbour
 from settler_streams.core.pool_values import Contract, QueuedJob
 from settler_streams.core.quotas import Usage
@@ -328,6 +329,8 @@ def test_a_running_job_of_an_erased_tenant_whose_executor_has_forgotten_it_frees
     fold = scheduler()
     lived_in_scheduler(fold)
     erase(fold, CHILD)
+    for _ in range(SEEN_TICKS):
+        feed(fold, ClockTick(role="scheduler"))
     fold.now_ms += LEASE_MS
     runs = [emit.data.job_id for emit in fold.emitted(JobDispatched) if emit.tenant == OTHER]
     feed(fold, ExecutorHeartbeat(executor=EXECUTOR, incarnation=INCARNATION, running=tuple(runs)))

@@ -21,6 +21,7 @@ operations = st.lists(
         st.tuples(st.just("draining"), names, incarnations, st.lists(job_ids, max_size=3, unique=True).map(tuple)),
         st.tuples(st.just("left"), names, incarnations),
         st.tuples(st.just("expired")),
+        st.tuples(st.just("ticked")),
         st.tuples(st.just("place"), job_ids),
         st.tuples(st.just("place"), job_ids),
         st.tuples(st.just("released"), job_ids),
@@ -37,6 +38,8 @@ def apply(roster, operation, now_ms):
         return roster.heartbeat(*arguments, now_ms, LEASE_MS)
     if kind == "draining":
         return roster.draining(*arguments, now_ms)
+    if kind == "ticked":
+        return roster.ticked(now_ms)
     if kind == "expired":
         return roster.expired(now_ms, LEASE_MS)
     if kind == "place":
@@ -99,8 +102,13 @@ def test_a_heartbeat_reports_foreign_jobs_and_those_that_never_arrived():
     roster = Roster()
     roster.joined("x", "i1", 3, 0)
     roster.place("old", 0)
-    roster.place("new", 60)
-    assert roster.heartbeat("x", "i1", ("other",), LEASE_MS, LEASE_MS) == (True, ("other",), ("old",))
+    roster.ticked(40)
+    roster.place("new", 45)
+    assert roster.heartbeat("x", "i1", ("other",), 500, LEASE_MS) == (True, ("other",), ()), "not read yet, maybe"
+    for now_ms in (540, 590):
+        roster.ticked(now_ms)
+    assert roster.heartbeat("x", "i1", ("other",), 540 + LEASE_MS - 1, LEASE_MS).missing == ()
+    assert roster.heartbeat("x", "i1", ("other",), 540 + LEASE_MS, LEASE_MS) == (True, ("other",), ("old",))
 
 
 def test_a_heartbeat_of_the_past_does_not_shorten_a_lease():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from settler_streams.core.leases import SEEN_TICKS
 from settler_streams.core.pool_values import QueuedJob
 from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS, RETRIED_REASONS, Scheduler
 from settler_streams.events import (
@@ -105,7 +106,7 @@ class Pool:
         self.taken = []
 
     def held(self, executor):
-        return [job for job, (on, _) in self.placed.items() if on == executor]
+        return [job for job, (on, *_) in self.placed.items() if on == executor]
 
     def free(self):
         return sum(max(0, slots - len(self.held(executor))) for executor, (_, slots, _) in self.leases.items())
@@ -128,7 +129,7 @@ class Pool:
                 if job and job[0] == record.event.tenantid and cancel.job_id not in self.placed:
                     return [(cancel.job_id, JobStatus.CANCELLED, job[1])]
             case AttemptFinished() as told:
-                return self._reported(told)
+                return self._reported(record.event.tenantid, told)
             case ExecutorJoined() as joined:
                 known = self.leases.get(joined.executor)
                 if known is None or joined.incarnation > known[0]:
@@ -145,21 +146,25 @@ class Pool:
                 return self._lose(self.held(left.executor))
             case ExecutorHeartbeat() as alive if self.leases.get(alive.executor, ("",))[0] == alive.incarnation:
                 self.leases[alive.executor] = (*self.leases[alive.executor][:2], now_ms)
-                held = self.held(alive.executor)
-                return self._lose(
-                    [j for j in held if j not in alive.running and now_ms - self.placed[j][1] >= LEASE_MS]
-                )
+                for job in set(self.held(alive.executor)) - set(alive.running):
+                    _, since_ms, ticks = self.placed[job]
+                    if ticks >= SEEN_TICKS and now_ms - since_ms >= LEASE_MS:
+                        del self.placed[job]
+                        self.jobs[job][2] += 1
             case ClockTick():
                 dead = [name for name, lease in self.leases.items() if now_ms - lease[2] >= LEASE_MS]
                 jobs = [job for name in sorted(dead) for job in self.held(name)]
                 for name in dead:
                     del self.leases[name]
-                return self._lose(jobs)
+                ends = self._lose(jobs)
+                for job, (executor, since_ms, ticks) in self.placed.items():
+                    self.placed[job] = (executor, now_ms if ticks + 1 == SEEN_TICKS else since_ms, ticks + 1)
+                return ends
         return []
 
-    def _reported(self, told):
+    def _reported(self, tenant, told):
         job = self.jobs.get(told.job_id)
-        if job is None:
+        if job is None or job[0] != tenant or told.attempt > job[1]:
             return []
         if told.status is JobStatus.FAILED and told.reason in RETRIED_REASONS:
             under_way = told.job_id in self.placed and told.attempt == job[1]
@@ -197,7 +202,7 @@ class Pool:
             assert one.attempt == attempt + 1
             self.jobs[one.job_id][1] = one.attempt
             assert self.tries(one.job_id) <= ATTEMPTS_MAX
-            self.placed[one.job_id] = (one.executor, now_ms)
+            self.placed[one.job_id] = (one.executor, now_ms, 0)
             assert self.running(tenant) <= self.contracts[tenant][1]
         if self.free() > 0:
             for job, (tenant, *_) in self.jobs.items():
@@ -261,10 +266,12 @@ def record_of(fold, operation, pool):
         case ("left", executor, number):
             return fold.record(ExecutorLeft(executor=executor, incarnation=incarnation(executor, number)))
         case ("report", which, status, reason, worker_us):
-            past = [emit.data for emit in fold.emitted(JobDispatched)]
+            past = fold.emitted(JobDispatched)
             if past:
-                one = past[-1 - which % len(past)]
-                return fold.record(report(one.job_id, one.attempt, status, reason, worker_us, one.incarnation))
+                emit = past[-1 - which % len(past)]
+                one = emit.data
+                told = report(one.job_id, one.attempt, status, reason, worker_us, one.incarnation)
+                return fold.record(told, emit.tenant)
         case ("cancel", tenant, number):
             return fold.record(PoolCancelRequested(job_id=uid(f"j{number}")), tenant)
         case ("misplaced",):
@@ -281,7 +288,8 @@ def drain(fold, pool, step):
         if not pool.placed:
             break
         job = next(iter(pool.placed))
-        step(fold.record(report(job, pool.jobs[job][1], by=incarnation("x1", 99))))
+        tenant, attempt, _ = pool.jobs[job]
+        step(fold.record(report(job, attempt, by=incarnation("x1", 99)), tenant))
     assert not pool.jobs
 
 
@@ -347,7 +355,7 @@ def test_a_dispatch_and_a_result_are_addressed_and_named_by_their_job():
     assert (sent.topic, sent.partition, sent.key) == ("job-dispatches", 1, uid("root"))
     assert sent.event_id == derived_id(uid("j"), "dispatched/1")
     fold.now_ms += 9
-    (ended,) = fold.feed(report(uid("j"), by=incarnation("x1", 1)))
+    (ended,) = fold.feed(report(uid("j"), by=incarnation("x1", 1)), TENANTS[0])
     assert (ended.topic, ended.key, ended.tenant) == ("job-results", uid("root"), TENANTS[0])
     assert ended.event_id == derived_id(uid("j"), "finished")
     assert (ended.data.executor, ended.data.requested_at_ms, ended.data.finished_at_ms) == ("x1", 5, fold.now_ms)
@@ -368,10 +376,21 @@ def test_a_job_under_the_id_of_another_tenants_job_ends_and_changes_nothing_for_
     (taken,) = fold.feed(arrival(uid("j")), TENANTS[1])
     assert taken.tenant == TENANTS[1]
     assert (taken.data.job_id, taken.data.status, taken.data.reason) == (uid("j"), JobStatus.FAILED, "id_taken")
-    ((ended,),) = [[emit for emit in fold.feed(report(uid("j"))) if isinstance(emit.data, JobFinished)]]
+    ((ended,),) = [[emit for emit in fold.feed(report(uid("j")), TENANTS[0]) if isinstance(emit.data, JobFinished)]]
     assert (ended.tenant, ended.data.status) == (TENANTS[0], JobStatus.SUCCEEDED)
     (again,) = dispatched(fold.feed(arrival(uid("j")), TENANTS[1]))
     assert again.job_id == uid("j")
+    assert fold.feed(report(uid("j")), TENANTS[0]) == (), "a late attempt at the job before it, which had its id"
+    assert [one.attempt for one in finished(fold.feed(report(uid("j")), TENANTS[1]))] == [1]
+
+
+def test_a_late_attempt_at_an_earlier_job_of_the_same_id_does_not_end_the_one_that_waits():
+    fold = ready("x1")
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    assert finished(fold.feed(report(uid("j")), TENANTS[0]))
+    fold.feed(arrival(uid("other")), TENANTS[0])  # takes the slot
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    assert fold.feed(report(uid("j")), TENANTS[0]) == (), "none of its own has begun"
 
 
 def test_a_job_under_the_id_of_an_erased_tenants_job_ends_while_an_executor_has_that_one():
@@ -380,7 +399,7 @@ def test_a_job_under_the_id_of_an_erased_tenants_job_ends_while_an_executor_has_
     fold.feed(TenantErased(version=2, root_id=TENANTS[0]), TENANTS[0])
     (taken,) = finished(fold.feed(arrival(uid("j")), TENANTS[1]))
     assert (taken.status, taken.reason) == (JobStatus.FAILED, "id_taken")
-    assert fold.feed(report(uid("j"), by=incarnation("x1", 1))) == (), "of a tenant that is gone"
+    assert fold.feed(report(uid("j"), by=incarnation("x1", 1)), TENANTS[0]) == (), "of a tenant that is gone"
     (one,) = dispatched(fold.feed(arrival(uid("j")), TENANTS[1]))
     assert (one.job_id, one.attempt) == (uid("j"), 1)
 
@@ -394,9 +413,9 @@ def test_a_silent_executors_job_goes_to_another_and_the_first_report_counts():
     fold.now_ms += 1
     (again,) = dispatched(fold.feed(ClockTick(role="scheduler")))
     assert (again.executor, again.attempt) == ("x2", 2)
-    (ended,) = finished(fold.feed(report(uid("j"), 1, by=incarnation("x1", 1))))
+    (ended,) = finished(fold.feed(report(uid("j"), 1, by=incarnation("x1", 1)), TENANTS[0]))
     assert (ended.attempt, ended.executor) == (1, ""), "the first attempt's executor is no longer known by name"
-    assert fold.feed(report(uid("j"), 2, by=incarnation("x2", 1))) == ()
+    assert fold.feed(report(uid("j"), 2, by=incarnation("x2", 1)), TENANTS[0]) == ()
 
 
 def test_a_draining_executor_gets_no_more_jobs_and_keeps_those_that_it_runs():
@@ -415,10 +434,10 @@ def test_a_draining_executor_gets_no_more_jobs_and_keeps_those_that_it_runs():
             assert fold.feed(beat(executor, running=[uid(running)])) == ()
         assert fold.feed(ClockTick(role="scheduler")) == ()
     assert fold.feed(join("x1", slots=3)) == (), "the same incarnation offers nothing any more"
-    (ended,) = fold.feed(report(uid("runs"), by=incarnation("x1", 1)))
+    (ended,) = fold.feed(report(uid("runs"), by=incarnation("x1", 1)), TENANTS[0])
     assert (ended.data.status, ended.data.executor) == (JobStatus.SUCCEEDED, "x1")
     assert fold.feed(ExecutorLeft(executor="x1", incarnation=incarnation("x1", 1))) == ()
-    (one,) = dispatched(fold.feed(report(uid("on its way"), 2, by=incarnation("x2", 1))))
+    (one,) = dispatched(fold.feed(report(uid("on its way"), 2, by=incarnation("x2", 1)), TENANTS[0]))
     assert (one.job_id, one.executor) == (uid("next"), "x2")
 
 
@@ -456,8 +475,8 @@ def test_a_late_failure_of_a_lost_attempt_does_not_end_the_last_one():
     for number in range(1, ATTEMPTS_MAX + 1):
         (one,) = dispatched(fold.feed(join("x1", number)))
         assert one.attempt == number
-    assert fold.feed(report(uid("j"), 2, JobStatus.FAILED, "unavailable")) == ()
-    (ended,) = finished(fold.feed(report(uid("j"), ATTEMPTS_MAX)))
+    assert fold.feed(report(uid("j"), 2, JobStatus.FAILED, "unavailable"), TENANTS[0]) == ()
+    (ended,) = finished(fold.feed(report(uid("j"), ATTEMPTS_MAX), TENANTS[0]))
     assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, ATTEMPTS_MAX)
 
 
@@ -475,10 +494,10 @@ def test_a_failure_that_may_pass_is_tried_again_and_the_last_one_stands(reason):
     fold = ready("x1")
     fold.feed(arrival(uid("j")), TENANTS[0])
     for attempt in range(1, ATTEMPTS_MAX):
-        emits = fold.feed(report(uid("j"), attempt, JobStatus.FAILED, reason))
+        emits = fold.feed(report(uid("j"), attempt, JobStatus.FAILED, reason), TENANTS[0])
         assert [one.attempt for one in dispatched(emits)] == [attempt + 1]
-        assert fold.feed(report(uid("j"), attempt, JobStatus.FAILED, reason)) == (), "a repeated report"
-    (ended,) = finished(fold.feed(report(uid("j"), ATTEMPTS_MAX, JobStatus.FAILED, reason)))
+        assert fold.feed(report(uid("j"), attempt, JobStatus.FAILED, reason), TENANTS[0]) == (), "a repeated report"
+    (ended,) = finished(fold.feed(report(uid("j"), ATTEMPTS_MAX, JobStatus.FAILED, reason), TENANTS[0]))
     assert (ended.status, ended.reason, ended.attempt) == (JobStatus.FAILED, reason, ATTEMPTS_MAX)
 
 
@@ -500,8 +519,8 @@ def test_a_change_of_weight_moves_the_backlog_at_once_and_an_old_one_nothing():
     fold.feed(weigh(2, 10), TENANTS[1])
     assert fold.feed(weigh(1, 1), TENANTS[1]) == ()
     for _ in range(6):
-        running = fold.emitted(JobDispatched)[-1].data
-        fold.feed(report(running.job_id, worker_us=1_000_000))
+        running = fold.emitted(JobDispatched)[-1]
+        fold.feed(report(running.data.job_id, worker_us=1_000_000), running.tenant)
     served = [emit.tenant for emit in fold.emitted(JobDispatched)]
     assert served[1:].count(TENANTS[1]) >= 5
 
@@ -516,16 +535,54 @@ def test_a_raised_cap_lets_waiting_jobs_run_at_once():
     assert len(dispatched(fold.feed(weigh(2, max_running=3), TENANTS[0]))) == 2
 
 
-def test_a_placed_job_that_its_executor_does_not_run_returns_after_a_lease():
-    """The dispatch itself can be lost to an executor that was just starting to read."""
+def ticks(fold, times):
+    return [emit for _ in range(times) for emit in fold.feed(ClockTick(role="scheduler"))]
+
+
+def test_a_placed_job_that_its_executor_does_not_run_returns_after_a_lease_and_has_lost_no_try():
+    """However its executor lost it: from when it could read the dispatch."""
     fold = ready("x1")
     fold.feed(arrival(uid("j")), TENANTS[0])
-    fold.now_ms += LEASE_MS - 1
-    assert fold.feed(beat("x1")) == ()
-    fold.now_ms += 1
-    assert [one.attempt for one in dispatched(fold.feed(beat("x1")))] == [2]
+    for attempt in range(1, 3 * ATTEMPTS_MAX):
+        assert ticks(fold, 1) == []
+        fold.now_ms += LEASE_MS - 1
+        assert fold.feed(beat("x1")) == ()
+        assert ticks(fold, 1) == []
+        fold.restart()
+        fold.now_ms += LEASE_MS - 1
+        assert fold.feed(beat("x1")) == ()
+        fold.now_ms += 1
+        assert [one.attempt for one in dispatched(fold.feed(beat("x1")))] == [attempt + 1]
+    ticks(fold, SEEN_TICKS)
     fold.now_ms += LEASE_MS
     assert fold.feed(beat("x1", running=[uid("j")])) == ()
+    assert finished(fold.feed(report(uid("j"), attempt + 1), TENANTS[0]))
+
+
+@pytest.mark.parametrize("outage_s", [15, 60, 600])
+def test_a_scheduler_that_catches_up_places_each_job_once(outage_s):
+    """Its log holds the heartbeats of an outage, during which no executor could be given anything."""
+    fold = new_fold()
+    fold.feed(weigh(max_running=9), TENANTS[0])
+    fold.feed(join("x1", slots=2))
+    names = [uid(f"j{number}") for number in range(6)]
+    for job in names:
+        fold.feed(arrival(job), TENANTS[0])
+    ticks(fold, 1)  # may be appended before the step with what stands before it is committed
+    for job in names[:2]:
+        fold.feed(report(job, by=incarnation("x1", 1)), TENANTS[0])
+    for _ in range(outage_s // 2):
+        fold.now_ms += 2_000
+        fold.feed(join("x1", slots=2))
+        fold.feed(beat("x1"))
+    ticks(fold, 1)  # the new owner's, which comes before its first step is committed
+    fold.feed(beat("x1"))
+    for _ in range(3 * LEASE_MS // 2_000):  # x1 reads its dispatches and runs them
+        fold.now_ms += 2_000
+        fold.feed(beat("x1", running=names[2:4]))
+        ticks(fold, 2)
+    assert [emit.data.job_id for emit in fold.emitted(JobDispatched)] == names[:4]
+    assert [emit.data.status for emit in fold.emitted(JobFinished)] == [JobStatus.SUCCEEDED] * 2
 
 
 def test_any_measurement_that_an_event_can_hold_can_be_stored():
@@ -533,7 +590,7 @@ def test_any_measurement_that_an_event_can_hold_can_be_stored():
     for number in range(4):
         fold.feed(arrival(uid(f"j{number}")), TENANTS[0])
     for number in range(4):
-        (ended,) = finished(fold.feed(report(uid(f"j{number}"), worker_us=2**63 - 1)))
+        (ended,) = finished(fold.feed(report(uid(f"j{number}"), worker_us=2**63 - 1), TENANTS[0]))
         assert ended.worker_us == 2**63 - 1
         fold.restart()
 
@@ -544,5 +601,5 @@ def test_the_trace_of_a_request_follows_its_job():
     traced = type(record)(record.topic, record.partition, record.offset, record.key, record.event, b"00-trace-01")
     (sent,) = fold.fold(traced)
     fold.restart()
-    (ended,) = fold.feed(report(uid("j")))
+    (ended,) = fold.feed(report(uid("j")), TENANTS[0])
     assert sent.traceparent == ended.traceparent == b"00-trace-01"

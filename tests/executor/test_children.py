@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from settler_streams.errors import UnavailableError
 from settler_streams.executor.children import ChildProcesses, JobOutOfMemoryError, JobTimedOutError
 from tests.executor.strange_jobs import (
     add,
@@ -61,6 +64,26 @@ async def test_a_job_has_a_deadline() -> None:
             await children.run(hang)
         assert psutil.wait_procs(hanging, timeout=60)[1] == []
         children._job_s_max = 120  # the next one begins with the imports of a new child
+        assert await children.run(add, 1, 1) == 2
+    finally:
+        children.close()
+
+
+async def test_a_process_that_the_system_refuses_fails_its_attempt_and_keeps_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(**_options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    children = ChildProcesses(1, memory_bytes_max=MEMORY_BYTES_MAX, job_s_max=120)
+    try:
+        with pytest.raises(LookupError):
+            await children.run(raise_bug)  # its child is replaced
+        with monkeypatch.context() as patched:
+            patched.setattr(concurrent.futures, "ProcessPoolExecutor", refused)
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match="Too many open files"):
+                    await children.run(add, 1, 1)
         assert await children.run(add, 1, 1) == 2
     finally:
         children.close()
