@@ -133,19 +133,27 @@ async def root_under(tx: Transaction, parent_id: TenantId) -> TenantId:
 
 
 async def children(tx: Transaction, tenant_id: TenantId, after: TenantId | None, limit: int) -> list[Tenant]:
-    """The next children by id, each read in its own context; the transaction is in the parent's again afterwards."""
-    rows = await tx.fetch(queries.CHILDREN_AFTER, tenant_id, after, limit)
-    found = []
-    for row in rows:
-        child_id = TenantId(str(row["child_id"]))
-        await TenantContext.set(tx, child_id)
-        found.append(await read(tx, child_id))
-    await TenantContext.set(tx, tenant_id)
+    """The next children by id, each read in its own context; the transaction is in the parent's again afterwards.
+
+    Those whose erasure has begun are passed over. Fewer than ``limit`` are the last ones.
+    """
+    found: list[Tenant] = []
+    while len(found) < limit:
+        rows = await tx.fetch(queries.CHILDREN_AFTER, tenant_id, after, limit - len(found))
+        if not rows:
+            break
+        for row in rows:
+            after = TenantId(str(row["child_id"]))
+            if await TenantContext.open(tx, after):
+                found.append(await read(tx, after))
+        await TenantContext.set(tx, tenant_id)
     return found
 
 
 async def refuse_living_children(tx: Transaction, tenant: Tenant) -> None:
     """Whoever has the tenant locked can count on the answer: a child is made and restored under the parent's lock.
+
+    A child that is being erased was deleted, and no way leads back.
 
     Raises:
         ConflictError: a child is not deleted.

@@ -331,7 +331,7 @@ class TenantService:
         actor: str = PLATFORM_ACTOR,
         request_id: str | None = None,
     ) -> list[Tenant]:
-        """The tenants directly under one, by id; those that are deleted are among them. Who looked is audited.
+        """The tenants directly under one, by id; the deleted too, until their erasure begins. Who looked is audited.
 
         Raises:
             InvalidRequestError: ``limit`` is not between 1 and :data:`CHILDREN_MAX`.

@@ -50,6 +50,7 @@ from settler_streams.services import (
     Tenant,
     TenantConfigurations,
     erasure_answers,
+    tenant_store,
 )
 from settler_streams.services.backups import restore_tenant
 from settler_streams.services.erasure import Progress
@@ -386,6 +387,34 @@ async def test_what_may_not_be_erased_is_refused_and_parents_come_after_their_ch
         assert (await service.erase(tenant_id)).ended_at is not None
         assert list(await rows_of(owner, tenant_id)) == RECORD_ALONE
     assert not {parent.id, child.id} & {tenant.id for tenant in await platform.tenants.erasable(platform.directory)}
+
+
+async def test_a_child_that_is_being_erased_is_passed_over_and_keeps_nobody_from_deleting_its_parent(
+    platform: Platform, service: ErasureService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(done: str) -> None:
+        raise KilledError(done)
+
+    parent = (await platform.new_tenant()).tenant
+    first, second, living = [(await platform.new_tenant(parent_id=parent.id)).tenant for _ in range(3)]
+    for child in (first, second):
+        await platform.tenants.delete(child.id, grace=NO_TIME)
+        with pytest.raises(KilledError):
+            await service.erase(child.id, progress=dying)
+    assert await platform.tenants.children(parent.id) == [living]
+    assert await platform.tenants.children(parent.id, limit=1) == [living], "they take no room of a page"
+    assert await platform.tenants.children(parent.id, after=living.id) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(tenant_store, "CHILDREN_PAGE", 1)
+        with pytest.raises(ConflictError, match=f"has a child, {living.id} "):
+            await platform.tenants.delete(parent.id, grace=NO_TIME)
+        await platform.tenants.delete(living.id, grace=NO_TIME)
+        await platform.tenants.delete(parent.id, grace=NO_TIME)
+    for child in (first, second, living):
+        with pytest.raises(ConflictError, match=f"has a child, {child.id}; erase that first"):
+            await service.erase(parent.id)
+        assert (await service.erase(child.id)).ended_at is not None
+    assert (await service.erase(parent.id)).ended_at is not None
 
 
 async def test_what_is_left_is_named_and_goes_with_the_next_call(

@@ -8,6 +8,7 @@ from typing import Final
 
 # The role, too: behind a transaction-mode pooler, a session may have kept what a careless transaction had set in it.
 SET_CONTEXT: Final = "SELECT set_config('role', 'none', true), public.enter_tenant($1::text::uuid)"
+OPEN_CONTEXT: Final = "SELECT public.open_tenant($1::text::uuid)"
 ENTER_ERASURE: Final = "SELECT public.enter_erasure($1::text::uuid)"
 READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
 READ_LEFTOVERS: Final = """

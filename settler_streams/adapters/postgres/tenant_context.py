@@ -46,6 +46,18 @@ class TenantContext:
             raise NotFoundError(f"tenant {tenant_id} was erased") from error
 
     @staticmethod
+    async def open(connection: Queryable, tenant_id: TenantId) -> bool:
+        """As :meth:`set`, from one tenant's context to another's; but an erased tenant does not end the transaction.
+
+        Returns:
+            False: the tenant was erased, or is being erased. The next context has to be set before anything else.
+
+        Raises:
+            ValueError: ``tenant_id`` is not a UUID in canonical form.
+        """
+        return bool(await connection.fetchval(queries.OPEN_CONTEXT, canonical_tenant(tenant_id)))
+
+    @staticmethod
     async def read(connection: Queryable) -> TenantId | None:
         """The tenant of the connection, or None when it has none."""
         value = await connection.fetchval(queries.READ_CONTEXT)
