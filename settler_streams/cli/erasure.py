@@ -12,7 +12,7 @@ import click
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
 from settler_streams.cli.tenant_calls import ACTOR, directory_of, tenant_id_of
-from settler_streams.errors import InvalidRequestError, NotFoundError
+from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
 from settler_streams.ids import TenantId
 from settler_streams.services import Erasure, ErasureService, TenantService
 from settler_streams.settings import Settings
@@ -28,7 +28,8 @@ def erase(tenant: str | None, due: bool, yes: bool, state_dir: Path, as_json: bo
     """Erase a deleted tenant for good: its state, files, cache and rows. Nothing brings it back.
 
     A record stays of who asked, when, and how much there was. What was stopped half-way, by whatever, is continued by
-    the same command. Asks for the tenant's id or slug, with --due for the number of tenants.
+    the same command. Asks for the tenant's id or slug, with --due for the number of tenants, of which one that is
+    refused holds up no other; it is named at the end.
     """
     if (tenant is None) is not due:
         raise InvalidRequestError("name one tenant, or say --due")
@@ -36,14 +37,17 @@ def erase(tenant: str | None, due: bool, yes: bool, state_dir: Path, as_json: bo
     tenants = asyncio.run(_due(settings)) if tenant is None else [tenant_id_of(tenant)]
     if not yes and tenants:
         _confirm(settings, tenants, due=due)
-    records = [_document(record) for record in asyncio.run(_erase(settings, tenants))]
+    erased, refused = asyncio.run(_erase(settings, tenants, due=due))
+    records = [_document(record) for record in erased]
     if as_json:
         print_json(records if due else records[0])
-        return
-    for record in records:
-        print_table(("", ""), record.items())
-    if not records:
-        click.echo("nothing is due")
+    else:
+        for record in records:
+            print_table(("", ""), record.items())
+        if not tenants:
+            click.echo("nothing is due")
+    if refused:
+        raise ConflictError("; ".join(refused))
 
 
 def _confirm(settings: Settings, tenants: list[TenantId], *, due: bool) -> None:
@@ -79,12 +83,20 @@ async def _due(settings: Settings) -> list[TenantId]:
         return [*begun, *(tenant.id for tenant in await tenants.erasable(directory))]
 
 
-async def _erase(settings: Settings, tenants: list[TenantId]) -> list[Erasure]:
+async def _erase(settings: Settings, tenants: list[TenantId], *, due: bool) -> tuple[list[Erasure], list[str]]:
+    """What was erased; with ``due`` also why each of the others was refused, which ends it otherwise."""
+    erased, refused = list[Erasure](), list[str]()
     async with ErasureService.connect(settings) as service:
-        return [
-            await service.erase(tenant_id, actor=ACTOR, progress=lambda done: click.echo(done, err=True))
-            for tenant_id in tenants
-        ]
+        for tenant_id in tenants:
+            try:
+                record = await service.erase(tenant_id, actor=ACTOR, progress=lambda done: click.echo(done, err=True))
+            except ConflictError as error:
+                if not due:
+                    raise
+                refused.append(str(error))
+            else:
+                erased.append(record)
+    return erased, refused
 
 
 def _document(record: Erasure) -> dict[str, Any]:

@@ -101,7 +101,10 @@ def restore(tenant: str, state_dir: Path, as_json: bool) -> None:
 @state_dir_flag()
 @json_flag()
 def erasable(state_dir: Path, as_json: bool) -> None:
-    """List the deleted tenants whose grace period is over, children first; `erase --due` erases them."""
+    """List the deleted tenants whose grace period is over, children first; `erase --due` erases them.
+
+    A parent is among them once all under it are, or are erased.
+    """
 
     async def work() -> list[Tenant]:
         settings = settings_of(state_dir)

@@ -71,16 +71,19 @@ async def list_tenants(
 
 
 async def erasable(directory: TenantDirectory, read: Read) -> list[Tenant]:
-    """The deleted tenants whose grace period is over, children first."""
-    now, found = dt.datetime.now(dt.UTC), []
+    """The deleted tenants whose grace period is over, children first; of parents those alone under whom all are."""
+    now, found, held_up = dt.datetime.now(dt.UTC), [], set[TenantId]()
     for tenant_id in directory:
-        known = directory.get(tenant_id)
-        if known is None or known.status is not TenantStatus.DELETED:
+        known, chain = directory.get(tenant_id), directory.chain(tenant_id)
+        if known is None:
             continue
-        try:
-            tenant = await read(tenant_id)
-        except NotFoundError:
-            continue  # its erasure has begun
-        if tenant.erase_after is not None and tenant.erase_after <= now:
-            found.append((-len(directory.chain(tenant_id)), tenant.id, tenant))
-    return [tenant for _, _, tenant in sorted(found, key=lambda one: one[:2])]
+        if known.status is TenantStatus.DELETED:
+            try:
+                tenant = await read(tenant_id)
+            except NotFoundError:
+                continue  # its erasure has begun
+            if tenant.erase_after is not None and tenant.erase_after <= now:
+                found.append((-len(chain), tenant.id, tenant))
+                continue
+        held_up.update(chain)
+    return [tenant for _, _, tenant in sorted(found, key=lambda one: one[:2]) if tenant.id not in held_up]

@@ -316,9 +316,9 @@ class TenantService:
         )  # fmt: skip
 
     async def erasable(self, directory: TenantDirectory) -> list[Tenant]:
-        """The deleted tenants whose grace period is over, of those that ``directory`` knows; children first.
+        """The deleted tenants whose grace period is over, and that of all under them, as far as ``directory`` knows.
 
-        Nothing erases them by itself; see :class:`~settler_streams.services.erasure.ErasureService`.
+        Children first. Nothing erases them by itself; see :class:`~settler_streams.services.erasure.ErasureService`.
         """
         return await tenant_lists.erasable(directory, self.get)
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from settler_streams.cli import erasure
+from settler_streams.settings import Settings
 from tests.cli.test_cli_tenants import REFUSED, Cli, cli, done, new_tenant
 from tests.services_layer.platform import Platform, running_role, settled
 
@@ -73,6 +75,31 @@ async def test_all_that_is_due_is_erased_children_first_once_their_number_was_ty
     records = await done(cli, "erase", "--due", given="2\n")
     assert [record["tenant_id"] for record in records] == [child["id"], parent["id"]]
     assert await done(cli, "erase", "--due") == []
+
+
+async def test_a_parent_whose_child_is_not_due_yet_holds_up_nobody(cli: Cli) -> None:
+    parent = await new_tenant(cli)
+    child = await new_tenant(cli, "--parent", parent["id"])
+    await done(cli, "delete", child["id"], "--grace-days", "1")
+    await done(cli, "delete", parent["id"], "--grace-days", "0")
+    behind = await deleted(cli)
+    assert [each["id"] for each in await done(cli, "erasable")] == [behind["id"]]
+    assert [record["tenant_id"] for record in await done(cli, "erase", "--due", "--yes")] == [behind["id"]]
+
+
+async def test_one_that_is_refused_all_the_same_holds_up_nobody_and_is_named_at_the_end(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, behind = await new_tenant(cli), await deleted(cli)
+
+    async def due(_settings: Settings) -> list[str]:
+        return [refused["id"], behind["id"]]
+
+    monkeypatch.setattr(erasure, "_due", due)
+    code, said = await cli("erase", "--due", "--yes")
+    assert (code, f"tenant {refused['id']} is active; only what was deleted" in said) == (REFUSED, True)
+    code, said = await cli("show", behind["id"])
+    assert (code, "was erased" in said) == (REFUSED, True)
 
 
 def _is_deleted(platform: Platform, tenant_id: str) -> bool:

@@ -165,6 +165,16 @@ async def test_only_what_is_past_its_grace_can_be_erased_children_first(platform
             await platform.tenants.delete(kept.id, grace=wrong)
 
 
+async def test_nobody_can_be_erased_before_all_that_are_under_it(platform: Platform) -> None:
+    root = (await platform.new_tenant()).tenant
+    parent = (await platform.new_tenant(parent_id=root.id)).tenant
+    child, other = [(await platform.new_tenant(parent_id=parent.id)).tenant for _ in range(2)]
+    for tenant_id, grace in ((child.id, None), (other.id, NO_TIME), (parent.id, NO_TIME), (root.id, NO_TIME)):
+        await known_as(platform, await platform.tenants.delete(tenant_id, grace=grace))
+    over = {tenant.id for tenant in await platform.tenants.erasable(platform.directory)}
+    assert over & {root.id, parent.id, child.id, other.id} == {other.id}
+
+
 async def test_a_configuration_is_replaced_as_a_whole_and_every_version_is_kept(platform: Platform) -> None:
     tenant = (await platform.new_tenant()).tenant
     config = {"locale": "de", "limits": {"rows": [1, 2.5, None, True]}, "ä": "☃"}
