@@ -208,7 +208,8 @@ class ApiKeys:
     ) -> IssuedApiKey:
         """Replace a key by one of the same name and scopes; the old one holds for ``overlap`` more, or shorter.
 
-        The new key is given as long a life as the old one was. Of two rotations of a key at once each makes a key.
+        The new key is given as long a life as the old one was, whatever earlier rotations have left of that. Of two
+        rotations of a key at once each makes a key.
 
         Raises:
             ConflictError: the tenant was deleted.
@@ -221,7 +222,8 @@ class ApiKeys:
             await tenant_store.lock(tx, tenant_id)
             old = await _read(tx, tenant_id, key_id)
             now = dt.datetime.now(dt.UTC)
-            life_ends = None if old.expires_at is None else now + (old.expires_at - old.created_at)
+            was_to_end = await _end_but_for_rotations(tx, old)
+            life_ends = None if was_to_end is None else now + (was_to_end - old.created_at)
             issued = await _issue(tx, tenant_id, old.scopes, old.name, life_ends, actor, request_id)
             ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
             await _update(tx, old, replace(old, expires_at=ends), "api-key.rotated", actor, request_id)
@@ -322,6 +324,23 @@ async def _read(tx: Transaction, tenant_id: TenantId, key_id: str) -> ApiKey:
     if key is None or not key.in_force(dt.datetime.now(dt.UTC)):
         raise NotFoundError(f"tenant {tenant_id} has no key {key_id} in force")
     return key
+
+
+async def _end_but_for_rotations(tx: Transaction, key: ApiKey) -> dt.datetime | None:
+    """The end that a key in force was given last, which rotations since then may have brought forward.
+
+    They are followed back from end to end: entries have the times of clocks, which need not be in the order of changes.
+    None of them is gone: they are as young as an overlap is long, and an audit log is kept for longer.
+    """
+    ends = key.expires_at
+    if ends is None:
+        return None
+    since = ends - OVERLAP_MAX - dt.timedelta(days=1)  # a day for clocks, and for waiting for the tenant's lock
+    rows = await tx.fetch(queries.ROTATIONS_OF_API_KEY, key.tenant_id, f"api-key/{key.id}", since)
+    rotations: dict[dt.datetime, dt.datetime | None] = {row["expires_after"]: row["expires_before"] for row in rows}
+    while ends is not None and ends in rotations:  # it ends itself: each was to a sooner end
+        ends = rotations[ends]
+    return ends
 
 
 async def _update(

@@ -92,6 +92,10 @@ API_KEYS_AFTER: Final = _API_KEY + "AND ($2::uuid IS NULL OR id > $2) ORDER BY i
 UPDATE_API_KEY: Final = """
 UPDATE api_keys SET scopes = $3, expires_at = $4, revoked_at = $5 WHERE tenant_id = $1 AND id = $2
 """
+ROTATIONS_OF_API_KEY: Final = """
+SELECT (before->>'expires_at')::timestamptz AS expires_before, (after->>'expires_at')::timestamptz AS expires_after
+FROM audit_logs WHERE tenant_id = $1 AND subject = $2 AND action = 'api-key.rotated' AND recorded_at > $3
+"""
 FIND_API_KEY: Final = """
 SELECT k.id, k.scopes, t.root_id, t.tier, t.status
 FROM api_keys k JOIN tenants t ON t.id = k.tenant_id

@@ -113,6 +113,33 @@ async def test_a_rotation_never_lets_the_old_key_live_longer_and_gives_the_new_o
             await keys.rotate(tenant.id, old.id, overlap=wrong)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_each_rotation_of_a_key_gives_the_life_that_it_had_before_the_first(
+    platform: Platform, keys: ApiKeys, at_once: bool
+) -> None:
+    tenant = (await platform.new_tenant()).tenant
+
+    async def rotated(key_id: str) -> list[dt.datetime | None]:
+        if at_once:
+            made = await asyncio.gather(*(keys.rotate(tenant.id, key_id) for _ in range(3)))
+        else:
+            made = [await keys.rotate(tenant.id, key_id, overlap=dt.timedelta(days=left)) for left in (30, 1, 2)]
+        return [key.expires_at for key in made]
+
+    endless = await keys.issue(tenant.id, [Scope.JOBS_READ])
+    assert await rotated(endless.id) == [None] * 3
+    ending = await keys.issue(tenant.id, [Scope.JOBS_READ], expires_at=ahead(90))
+    for ends in await rotated(ending.id):
+        assert ends is not None
+        assert ahead(89.9) < ends < ahead(90.1)
+    await keys.change_expiry(tenant.id, ending.id, ahead(20).astimezone(dt.timezone(dt.timedelta(hours=2))))
+    for ends in await rotated(ending.id):
+        assert ends is not None
+        assert ahead(19.9) < ends < ahead(20.1), "a changed end counts from then on"
+    await keys.change_expiry(tenant.id, ending.id, None)
+    assert await rotated(ending.id) == [None] * 3
+
+
 async def test_rotations_at_once_leave_no_key_that_nobody_holds(platform: Platform, keys: ApiKeys) -> None:
     tenant = (await platform.new_tenant()).tenant
     old = await keys.issue(tenant.id, [Scope.JOBS_READ])
