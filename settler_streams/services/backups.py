@@ -72,9 +72,9 @@ class _Backup(msgspec.Struct, frozen=True):
     parent_id: TenantId | None
 
     def files(self, below: str) -> dict[str, ExportedFile]:
-        """Those under one of its folders, by their names there."""
-        found = [file for file in self.manifest.files if file.path.startswith(f"{below}/")]
-        return {file.path.removeprefix(f"{below}/"): file for file in found}
+        """Those under one of its folders by their own paths, by their names there."""
+        found = [file for file in self.manifest.files if file.own_path.startswith(f"{below}/")]
+        return {file.own_path.removeprefix(f"{below}/"): file for file in found}
 
 
 class _Row(msgspec.Struct):
@@ -155,10 +155,11 @@ def _opened(folder: Path) -> _Backup:
     manifest = msgspec.json.decode(written, type=Manifest)
     if not manifest.secrets:
         raise InvalidRequestError(f"{folder} was exported without --secrets: a tenant cannot be restored from that")
-    for file in manifest.files:
-        path = PurePosixPath(file.path)
-        if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
-            raise InvalidRequestError(f"{file.path!r} is no name in an export")
+    for name in (name for file in manifest.files for name in (file.path, file.own_path)):
+        path = PurePosixPath(name)
+        # Nor "files//etc/passwd", of which below "files/" an absolute one would be left.
+        if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or str(path) != name or "\0" in name:
+            raise InvalidRequestError(f"{name!r} is no name in an export")
     try:
         row = msgspec.json.decode((folder / TABLES / "tenants.jsonl").read_bytes(), type=_Row)
         tenant_id = canonical_tenant(manifest.tenant_id)

@@ -6,6 +6,7 @@
     tables/<table>.jsonl      the rows in PostgreSQL, as of one moment
     events/<topic>.jsonl      the records that Kafka still holds: key and value as text, or in base64
     files/...                 the record sets
+    files-not-utf8/<number>   those whose names are not UTF-8, as the manifest is; it has the names in percent-encoding
 
 The folder appears under its name when it is complete. What a killed export has left lies beside it, as
 ``<name>.partial``, and is made anew by the next one. Whoever is at it has it locked: a second one is refused.
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
@@ -47,12 +49,22 @@ Progress = Callable[[str], None]
 
 
 class ExportedFile(msgspec.Struct, frozen=True):
-    """A file of the export; ``lines`` only where it has lines. The checksum is SHA-256, in hexadecimal."""
+    """A file of the export; ``lines`` only where it has lines. The checksum is SHA-256, in hexadecimal.
+
+    ``name`` is the path that it would have if every name could be written here; percent-encoded, and only if it has
+    another one.
+    """
 
     path: str
     size: int
     sha256: str
     lines: int | None = None
+    name: str | None = None
+
+    @property
+    def own_path(self) -> str:
+        """The path by its own name, which need not be UTF-8: bytes that are not are surrogates, as in the ``os``."""
+        return self.path if self.name is None else os.fsdecode(unquote_to_bytes(self.name))
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -211,6 +223,12 @@ class _Writer:
     @contextmanager
     def file(self, name: str) -> Iterator[_File]:
         """A new file, on the disk once it is left. One that turns out to be empty of lines is not kept."""
+        own_name = None
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            # Not under its escaped name, which can be longer than a file system takes, or be another file's.
+            own_name, name = quote(os.fsencode(name)), f"files-not-utf8/{len(self.files)}"
         path = self._folder / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("xb") as opened:
@@ -221,7 +239,7 @@ class _Writer:
         if file.lines == 0:
             path.unlink()
             return
-        self.files.append(ExportedFile(name, file.size, file.checksum(), file.lines))
+        self.files.append(ExportedFile(name, file.size, file.checksum(), file.lines, own_name))
         self._progress(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -254,6 +255,45 @@ async def test_a_family_comes_back_from_the_root_down(platform: Platform, settin
     assert rows_of_parent == rows(tmp_path / parent.id)
 
 
+async def test_files_whose_names_are_not_utf8_come_back_under_them(
+    platform: Platform, settings: Settings, tmp_path: Path
+) -> None:
+    tenant = await lived_in(platform, settings)
+    place, backup = settings.record_sets_dir / tenant.id, tmp_path / "backup"
+    strange = [
+        b"Zahlung\xe4.csv",
+        b"2026/\xff" * 2,
+        b"\xcf\xf0/left.csv",
+        b"\xe4" * 255,
+        "\u00e4\xff".encode("latin-1"),
+    ]
+    ordinary = [b"Zahlung%E4.csv", b"Zahlung\\xe4.csv", "Zahlung\u00e4.csv".encode(), b"files-not-utf8/20"]
+    written = {name: b"of " + name for name in (*strange, *ordinary)}
+    await asyncio.to_thread(write_named, place, written)
+    before = await asyncio.to_thread(named, place)
+    manifest = await export_tenant(settings, tenant.id, backup, secrets=True)
+    assert problems(backup) == []
+    apart = [file for file in manifest.files if file.name is not None]
+    assert "files/Zahlung%E4.csv" in {file.name for file in apart}
+    assert (len(apart), {Path(file.path).parts[0] for file in apart}) == (len(strange), {"files-not-utf8"})
+    await remove(settings, tenant.id)
+    await restore_tenant(settings, backup)
+    assert await asyncio.to_thread(named, place) == before
+    assert written.items() < before.items()
+
+
+def write_named(folder: Path, files: dict[bytes, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def named(folder: Path) -> dict[bytes, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {os.fsencode(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 Change = Callable[[Path], None]
 
 
@@ -293,6 +333,16 @@ def named_outside(folder: Path) -> None:
     with_manifest(files=[*manifest.files, outside])(folder)
 
 
+def with_own_name(name: str) -> Change:
+    """A file that would be restored to somewhere else."""
+
+    def change(folder: Path) -> None:
+        files = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest).files
+        with_manifest(files=[*files[:-1], msgspec.structs.replace(files[-1], name=name)])(folder)
+
+    return change
+
+
 NOBODY = TenantId("00000000-0000-7000-8000-000000000001")
 
 
@@ -307,6 +357,10 @@ NOBODY = TenantId("00000000-0000-7000-8000-000000000001")
     (with_content("tables/users.jsonl", lambda text: text.replace('"role": "owner"', '"role": "emperor"')),
      InvalidRequestError, "breaks a rule of its table"),
     (named_outside, InvalidRequestError, "is no name in an export"),
+    (with_own_name("files/%2E%2E/outside"), InvalidRequestError, "is no name in an export"),
+    (with_own_name("files//outside"), InvalidRequestError, "is no name in an export"),
+    (with_own_name("%2Fouts%FFide"), InvalidRequestError, "is no name in an export"),
+    (with_own_name("files/out%00side"), InvalidRequestError, "is no name in an export"),
 ])  # fmt: skip
 async def test_what_is_not_a_backup_for_this_database_is_refused_and_nothing_is_left(
     platform: Platform, settings: Settings, tmp_path: Path, change: Change, error: type[Exception], why: str
