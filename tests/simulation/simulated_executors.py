@@ -25,7 +25,7 @@ from settler_streams.events import (
     encode,
     envelope,
 )
-from settler_streams.ids import PLATFORM
+from settler_streams.ids import PLATFORM, TenantId
 from tests.simulation.broker import Broker
 from tests.simulation.misfortunes import Faults
 from tests.simulation.partitions import READ_COMMITTED
@@ -82,11 +82,11 @@ class Executor:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
 
-    def _say(self, data: Part) -> None:
+    def _say(self, data: Part, tenant: TenantId = PLATFORM) -> None:
         self._events += 1
         event_id = f"f0000000-0000-7000-8000-{self._events:08x}{self._mark:04x}"
         time = dt.datetime.fromtimestamp(self._broker.now_ms / 1000, dt.UTC)
-        event = envelope(data, event_id=event_id, source=f"/{self._name}", tenant=PLATFORM, time=time)
+        event = envelope(data, event_id=event_id, source=f"/{self._name}", tenant=tenant, time=time)
         self._broker.append(f"{self._deployment}.pool-inputs", 0, b"", encode(event))
 
     async def _beat(self, incarnation: str) -> None:
@@ -101,13 +101,14 @@ class Executor:
         while True:
             records, position = self._broker.partition(self._dispatches).read(position, READ_COMMITTED, 10)
             for record in records:
-                job = decode(record.value).data
+                event = decode(record.value)
+                job = event.data
                 if isinstance(job, JobDispatched) and (job.executor, job.incarnation) == (self._name, incarnation):
-                    self._spawn(self._work(job, dead))
+                    self._spawn(self._work(event.tenantid, job, dead))
             if not records:
                 await self._broker.until_changed([self._dispatches], HEARTBEAT_S)
 
-    async def _work(self, job: JobDispatched, dead: asyncio.Future[None]) -> None:
+    async def _work(self, tenant: TenantId, job: JobDispatched, dead: asyncio.Future[None]) -> None:
         random = self._random
         self._running[job.job_id] = None
         await elapse(random.random() * WORK_S_MAX)
@@ -116,16 +117,16 @@ class Executor:
             self._faults.count("executor died")
             if random.random() < 0.5:
                 self._faults.count("report after the executor's death")
-                asyncio.get_running_loop().call_later(random.random() * LATE_S_MAX, self._say, report)
+                asyncio.get_running_loop().call_later(random.random() * LATE_S_MAX, self._say, report, tenant)
             if not dead.done():
                 dead.set_result(None)
             return
         self._running.pop(job.job_id, None)
-        self._say(report)
+        self._say(report, tenant)
         if self._faults.raging and random.random() < 0.15:
             self._faults.count("executor reported twice")
             await elapse(random.random() * WORK_S_MAX)
-            self._say(msgspec.structs.replace(report, worker_us=report.worker_us + 1))
+            self._say(msgspec.structs.replace(report, worker_us=report.worker_us + 1), tenant)
 
     def _report(self, job: JobDispatched) -> AttemptFinished:
         failed = self._random.random() < 0.2
