@@ -14,12 +14,11 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
-from settler_streams.adapters.kafka.stopping import stop_producer
+from settler_streams.adapters.kafka.event_producer import EventProducer, Outgoing
 from settler_streams.client.answers import Answers
 from settler_streams.client.transport import Caller, Command, Start, answers_since
 from settler_streams.errors import InvalidRequestError, StateError, UnavailableError
 from settler_streams.events import (
-    CONTENT_TYPE,
     FlagCommand,
     JobCancelRequested,
     JobDecided,
@@ -48,7 +47,6 @@ _TOPIC_OF: dict[type[Part], str] = {
     FlagCommand: "flag-commands",
 }
 _ANSWER_TOPICS: dict[type[Part], str] = {JobDecided: "job-decisions", JobFinished: "job-results"}
-_HEADERS = [("content-type", CONTENT_TYPE.encode())]
 
 B = TypeVar("B", JobDecided, JobFinished)
 
@@ -62,7 +60,7 @@ class KafkaTransport:
         self._topology = topology or load_topology()
         self._turn = asyncio.Lock()
         self._users = 0
-        self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._producer: EventProducer | None = None
         self._reader: asyncio.Task[None] | None = None
         self._decisions: Answers[JobDecided] = Answers()
         self._results: Answers[JobFinished] = Answers()
@@ -79,12 +77,8 @@ class KafkaTransport:
             self._users += 1
 
     async def _connect(self) -> None:
-        self._producer = Cluster.of(self._settings).producer(
-            enable_idempotence=True,
-            acks="all",
-            linger_ms=2,
-            max_request_size=self._topology.topic("job-requests").max_message_bytes + 4096,
-        )
+        largest = self._topology.topic("job-requests").max_message_bytes + 4096
+        self._producer = EventProducer(Cluster.of(self._settings), max_request_size=largest)
         consumer = self._new_consumer()
         try:
             async with asyncio.timeout(SEND_DEADLINE_S):
@@ -117,7 +111,7 @@ class KafkaTransport:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait([self._reader])
-        await stop_producer(self._producer)
+        await self._producer.stop()
 
     async def submit(self, caller: Caller, job_id: JobId, request: JobRequested) -> None:
         """See :meth:`Transport.submit`."""
@@ -159,12 +153,10 @@ class KafkaTransport:
         topic = full_name(self._settings.deployment, name)
         try:
             async with asyncio.timeout(SEND_DEADLINE_S):
-                await self._producer.send_and_wait(
-                    topic, value, key=key.encode(), partition=partition, headers=_HEADERS
-                )
+                await self._producer.publish([Outgoing(topic, partition, key, value)])
         except MessageSizeTooLargeError as error:
             raise InvalidRequestError(f"the broker refused {len(value)} bytes: {error}") from error
-        except (KafkaError, TimeoutError) as error:
+        except (KafkaError, TimeoutError, OSError) as error:
             raise UnavailableError(f"it is unknown whether the event was stored: {error!r}") from error
 
     async def _answer(self, answers: Answers[B], caller: Caller, job_id: JobId, timeout_s: float, wanted: type[B]) -> B:

@@ -8,13 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import aiokafka
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from settler_streams.adapters.kafka.cluster import Cluster
-from settler_streams.adapters.kafka.stopping import stop_producer
+from settler_streams.adapters.kafka.event_producer import EventProducer, Outgoing
 from settler_streams.errors import InvalidRequestError, UnavailableError
-from settler_streams.events import CONTENT_TYPE, Part, encode, envelope
+from settler_streams.events import Part, encode, envelope
 from settler_streams.ids import PLATFORM, TenantId, partition_of, uuid7
 from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name, load_topology
@@ -27,8 +26,6 @@ GLOBAL_KEY = "*"
 ENVELOPE_BYTES_MAX = 4096
 """Room for attributes and headers beside the largest body."""
 
-_HEADERS = [("content-type", CONTENT_TYPE.encode())]
-
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -40,13 +37,16 @@ class Encoded:
 
 
 class EventPublisher:
-    """One idempotent producer. What it acknowledges is stored; a retry inside it repeats nothing."""
+    """An idempotent producer. What it acknowledges is stored; a retry inside it repeats nothing.
+
+    One event that Kafka refuses, or that found no leader for its partition, leaves the next ones a working publisher.
+    """
 
     def __init__(self, settings: Settings, *, source: str, topology: Topology | None = None) -> None:
         self.source = source
         self._settings = settings
         self._topology = topology or load_topology()
-        self._producer: aiokafka.AIOKafkaProducer | None = None
+        self._producer: EventProducer | None = None
 
     async def start(self) -> None:
         """Connect.
@@ -55,22 +55,16 @@ class EventPublisher:
             UnavailableError: Kafka did not answer in time.
         """
         largest = max(topic.max_message_bytes for topic in self._topology.topics)
-        producer = Cluster.of(self._settings).producer(
-            enable_idempotence=True,
-            acks="all",
-            linger_ms=2,
-            max_request_size=largest + ENVELOPE_BYTES_MAX,
-        )
+        producer = EventProducer(Cluster.of(self._settings), max_request_size=largest + ENVELOPE_BYTES_MAX)
         try:
             async with asyncio.timeout(PUBLISH_DEADLINE_S):
                 await producer.start()
         except (KafkaError, TimeoutError, OSError) as error:
-            await stop_producer(producer)
             raise UnavailableError(f"Kafka did not answer: {error!r}") from error
         self._producer = producer
 
     async def stop(self) -> None:
-        """Deliver what was accepted, then disconnect; see :func:`stop_producer`, which is bounded and does not raise.
+        """Deliver what was accepted, then disconnect. Bounded, and raises nothing of Kafka's.
 
         What Kafka does not acknowledge is no longer waited for. Its publisher is told that the outcome is unknown, and
         what came from the outbox is still there.
@@ -78,7 +72,7 @@ class EventPublisher:
         if self._producer is None:
             return
         producer, self._producer = self._producer, None
-        await stop_producer(producer)
+        await producer.stop()
 
     async def publish(
         self, topic: str, tenant: TenantId, root: TenantId, data: Part, *, event_id: str | None = None
@@ -111,18 +105,12 @@ class EventPublisher:
             raise UnavailableError("the publisher is not started")
         try:
             async with asyncio.timeout(PUBLISH_DEADLINE_S):
-                sent = [
-                    await self._producer.send(
-                        full_name(self._settings.deployment, event.topic),
-                        event.value,
-                        key=event.key.encode(),
-                        partition=partition_of(event.key, self._topology.partitions(event.topic)),
-                        headers=_HEADERS,
-                    )
-                    for event in events
-                ]
-                await asyncio.gather(*sent)
+                await self._producer.publish(self._outgoing(event) for event in events)
         except MessageSizeTooLargeError as error:
             raise InvalidRequestError(f"the broker refused the event: {error}") from error
-        except (KafkaError, TimeoutError) as error:
+        except (KafkaError, TimeoutError, OSError) as error:
             raise UnavailableError(f"it is unknown whether the event was stored: {error!r}") from error
+
+    def _outgoing(self, event: Encoded) -> Outgoing:
+        partition = partition_of(event.key, self._topology.partitions(event.topic))
+        return Outgoing(full_name(self._settings.deployment, event.topic), partition, event.key, event.value)
