@@ -199,17 +199,16 @@ class KafkaTransport:
             await consumer.stop()
 
     async def _seek(self, consumer: aiokafka.AIOKafkaConsumer, tp: TopicPartition, start: Start) -> None:
+        # Before the look by time: a record that arrives after that look is not to be passed over.
+        end = (await consumer.end_offsets([tp]))[tp]
         if start == "beginning":
             await consumer.seek_to_beginning(tp)
+            await consumer.position(tp)
         elif isinstance(start, dt.datetime):
             found = (await consumer.offsets_for_times({tp: int(start.timestamp() * 1000)}))[tp]
-            if found is None:
-                await consumer.seek_to_end(tp)
-            else:
-                consumer.seek(tp, found.offset)
+            consumer.seek(tp, end if found is None else found.offset)
         else:
-            await consumer.seek_to_end(tp)
-        await consumer.position(tp)
+            consumer.seek(tp, end)
 
     async def _follow(self, consumer: aiokafka.AIOKafkaConsumer) -> None:
         """Resolve the waiting jobs as their decisions and results are committed."""
@@ -238,6 +237,7 @@ class KafkaTransport:
         return Cluster.of(self._settings).consumer(
             isolation_level="read_committed",
             enable_auto_commit=False,
+            auto_offset_reset="earliest",  # an offset that has expired goes on with the oldest that is kept
             fetch_max_wait_ms=100,
         )
 
