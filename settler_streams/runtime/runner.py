@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from settler_streams.adapters.kafka.cluster import heed_cancellation
 from settler_streams.runtime.batch import Batch, Ownership
 from settler_streams.runtime.step import Records
 from settler_streams.runtime.turns import LARGE_RECORDS
@@ -54,6 +55,7 @@ class FoldRunner:
         """Until cancelled, or until something fails, in which case the worker stops."""
         await self._until_assigned()
         await self.session.open()
+        heed_cancellation()  # opening closes clients; the flow of a fold that was dropped meanwhile never comes
         self.opened = True
         while True:
             await self._flow.wait()

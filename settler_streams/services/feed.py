@@ -16,7 +16,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.cluster import Cluster, heed_cancellation
 from settler_streams.errors import RecordError, UnavailableError
 from settler_streams.events import Envelope, Part, decode
 from settler_streams.services.background import in_background
@@ -109,6 +109,7 @@ class TopicFeed:
             try:
                 await self._follow()
             except (KafkaError, TimeoutError, OSError) as error:
+                heed_cancellation()  # the consumer was closed on the way here
                 log.warning("feed lost", topic=self.topic, error=repr(error))
             if time.monotonic() - began_s > RECONNECT_MAX_S:
                 pause_s = RECONNECT_MIN_S

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka.admin import NewTopic
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError
 from aiokafka.protocol.group import LeaveGroupRequest
@@ -153,6 +154,36 @@ async def test_a_session_that_has_not_taken_its_fold_when_a_rebalance_comes_does
             assert [session.lost for fold in theirs for session in fast.sessions[fold]] == [False] * len(theirs)
             assert {len(slow.sessions[fold]) for fold in theirs} == {1}
             assert {len(slow.sessions[fold]) for fold in ours} == {2}, "all were given up before the group went on"
+
+
+async def test_a_fold_that_is_dropped_as_its_load_ends_is_given_back(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader's close takes the cancellation for that of its own task, and the session opens to its end."""
+    worker = Worker(log)
+    consumer, close, close_session = worker.app.consumer, Fetcher.close, Session.close
+    dropped: asyncio.Future[tuple[Session, asyncio.Task[None]]] = asyncio.get_running_loop().create_future()
+    closed: list[Session] = []
+
+    async def at_the_same_time(fetcher: Fetcher) -> None:
+        for partition, (*_, session) in worker.sessions.items():
+            if not dropped.done() and session._loader is not None and session._loader._fetcher is fetcher:
+                dropped.set_result((session, asyncio.create_task(consumer._drop(partition))))
+        await close(fetcher)
+
+    async def counted(session: Session) -> None:
+        closed.append(session)
+        await close_session(session)
+
+    monkeypatch.setattr(Fetcher, "close", at_the_same_time)
+    monkeypatch.setattr(Session, "close", counted)
+    async with running([worker.app]):
+        async with asyncio.timeout(WAIT_S_MAX):
+            session, dropping = await dropped
+            await dropping
+        assert hasattr(session, "logic"), "the cancellation was swallowed"
+        assert (closed.count(session), session.lost) == (1, True)
+        assert session.id.partition not in await worker.owns(lambda n: n == PARTITIONS - 1)
 
 
 async def test_the_inputs_of_a_fold_are_assigned_together_or_the_worker_stops(log: KafkaLog) -> None:

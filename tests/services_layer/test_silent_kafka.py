@@ -6,8 +6,11 @@ import asyncio
 import urllib.parse
 from collections.abc import Callable, Iterator
 
+import aiokafka
 import psutil
 import pytest
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.errors import KafkaConnectionError
 
 from settler_streams.adapters.kafka import stopping
 from settler_streams.adapters.kafka.broker import apply
@@ -19,6 +22,7 @@ from settler_streams.events import FileRecords, JobRequested, MatchRules
 from settler_streams.ids import JobId, TenantId, partition_of, uuid7
 from settler_streams.services import EventPublisher, TenantService, acknowledgements
 from settler_streams.services import publisher as publisher_module
+from settler_streams.services.feed import TopicFeed
 from settler_streams.services.publisher import Encoded
 from settler_streams.services.tenants import TenantNotYetKnownError
 from settler_streams.settings import Settings
@@ -105,6 +109,26 @@ async def test_a_client_ends_without_an_acknowledgement_and_leaves_nothing(
         await transport.stop()
     assert asyncio.all_tasks() == tasks
     assert sockets(topics) == connections
+
+
+async def test_a_feed_that_is_stopped_as_it_loses_kafka_ends(topics: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer's close takes the cancellation for that of its own task, and the feed would connect anew."""
+    feed, close = TopicFeed(topics, TOPIC, lambda _event: None, start="end"), Fetcher.close
+    stopped: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
+
+    async def at_the_same_time(fetcher: Fetcher) -> None:
+        if not stopped.done():
+            stopped.set_result(asyncio.create_task(feed.stop()))
+        await close(fetcher)
+
+    async def lost(*_given: object, **_options: object) -> None:
+        raise KafkaConnectionError("planted")
+
+    await feed.start()
+    monkeypatch.setattr(Fetcher, "close", at_the_same_time)
+    monkeypatch.setattr(aiokafka.AIOKafkaConsumer, "getmany", lost)
+    async with asyncio.timeout(ENDS_WITHIN_S):
+        await (await stopped)
 
 
 async def test_who_changes_a_tenant_hears_that_the_change_is_stored(

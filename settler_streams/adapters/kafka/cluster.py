@@ -115,6 +115,19 @@ class Cluster:
             await asyncio.sleep(NAMED_RETRY_S)
 
 
+def heed_cancellation() -> None:
+    """To be called after aiokafka has closed a client, where the task would go on for ever.
+
+    aiokafka's close awaits a task that it has cancelled, and takes our own cancellation for that one.
+
+    Raises:
+        asyncio.CancelledError: this task was cancelled, and does not know yet.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _await_a_name(client: AIOKafkaClient) -> None:
     """Let ``client`` look again for a coordinator in a cluster that names no broker; see :meth:`Cluster._named`.
 
