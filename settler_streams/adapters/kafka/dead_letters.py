@@ -21,6 +21,7 @@ from aiokafka.structs import TopicPartition
 from settler_streams.adapters.kafka import dead_letter_form as form
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.fencing import fenced
+from settler_streams.adapters.kafka.reading import advance
 from settler_streams.adapters.kafka.stopping import stop_producer
 from settler_streams.adapters.kafka.tenant_records import DEAD_LETTERS, whose
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
@@ -31,8 +32,7 @@ from settler_streams.topology import BROKER_LIMIT_FACTOR, Topology, full_name
 LIST_MAX = 10_000
 """Dead letters in memory at once: at the usual kilobyte each, ten megabytes."""
 READ_DEADLINE_S = 60.0
-"""Longest silence of the broker while the topic is read."""
-FETCH_WAIT_MS = 500
+"""Longest time in which nothing comes while the topic is read."""
 REDRIVE_CHUNK_MAX = 100
 """Records per transaction: enough that its few milliseconds do not count, few enough that a rate stays smooth."""
 TRANSACTION_TIMEOUT_MS = 30_000
@@ -329,12 +329,14 @@ async def letters_in(consumer: aiokafka.AIOKafkaConsumer, tp: TopicPartition) ->
 async def _records(
     consumer: aiokafka.AIOKafkaConsumer, tp: TopicPartition, end: int
 ) -> AsyncGenerator[aiokafka.ConsumerRecord[Any, Any], None]:
-    """Everything from the beginning of ``tp`` up to ``end``."""
-    await consumer.seek_to_beginning(tp)
-    while await consumer.position(tp) < end:
+    """Everything from the beginning of ``tp`` up to ``end``; a TimeoutError when nothing more of it comes."""
+    async with asyncio.timeout(READ_DEADLINE_S):
+        await consumer.seek_to_beginning(tp)
+        position = await consumer.position(tp)
+    while position < end:
         async with asyncio.timeout(READ_DEADLINE_S):
-            batches = await consumer.getmany(tp, timeout_ms=FETCH_WAIT_MS)
-        for record in batches.get(tp, ()):
+            records, position = await advance(consumer, tp, position)
+        for record in records:
             if record.offset < end:
                 yield record
 

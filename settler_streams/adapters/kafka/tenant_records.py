@@ -14,14 +14,14 @@ from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form as form
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.reading import advance
 from settler_streams.errors import UnavailableError
 from settler_streams.ids import TenantId, partition_of
 from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name
 
 CALL_S_MAX = 30.0
-"""Longest wait for one answer of the broker."""
-POLL_MS = 500
+"""Longest wait for one answer of the broker, and for the next records where there are some."""
 DEAD_LETTERS = "dead-letters"
 """Whose records have their own key in a header."""
 
@@ -96,19 +96,17 @@ class TenantRecords:
         """The tenant's records of ``topic``, in order within a partition.
 
         Raises:
-            UnavailableError: Kafka did not answer.
+            UnavailableError: Kafka did not answer, or gave nothing more of what there was.
         """
         for tp in self._partitions(topic):
             async with _bounded():
-                first = (await self._consumer.beginning_offsets([tp]))[tp]
-            self._consumer.seek(tp, first)
+                position = (await self._consumer.beginning_offsets([tp]))[tp]
+            self._consumer.seek(tp, position)
             self._consumer.resume(tp)
-            while True:
+            while position < self._ends[tp]:
                 async with _bounded():
-                    if await self._consumer.position(tp) >= self._ends[tp]:
-                        break
-                    fetched = await self._consumer.getmany(tp, timeout_ms=POLL_MS)
-                for record in fetched.get(tp, ()):
+                    records, position = await advance(self._consumer, tp, position)
+                for record in records:
                     key = dict(record.headers).get(form.KEY) if topic == DEAD_LETTERS else record.key
                     if record.offset < self._ends[tp] and whose(key, record.value) == self._tenant_id:
                         yield TenantRecord(topic, tp.partition, record.offset, record.timestamp, key, record.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import aiokafka
@@ -13,10 +13,11 @@ import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
 
-from settler_streams.adapters.kafka import broker, dead_letter_form, dead_letter_removal, dead_letters
+from settler_streams.adapters.kafka import broker, dead_letter_form, dead_letter_removal, dead_letters, tenant_records
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.dead_letters import LIST_MAX, Selection
-from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, RecordError
+from settler_streams.adapters.kafka.tenant_records import TenantRecords
+from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError, RecordError, UnavailableError
 from settler_streams.ids import TenantId
 from settler_streams.settings import Settings
 from settler_streams.topology import full_name, load_topology
@@ -158,6 +159,46 @@ async def test_a_bulk_redrive_goes_on_behind_what_it_has_sent(settings: Settings
     third = await redrive(settings, Selection(reason="bulk"), limit=2)
     assert [first.sent, second.sent, third.sent] == [made[:2], made[2:], []]
     assert sum(sent) == 2
+
+
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As partitions without a leader: they have ends and give nothing."""
+    assign = aiokafka.AIOKafkaConsumer.assign
+
+    def assign_paused(consumer: aiokafka.AIOKafkaConsumer, tps: list[TopicPartition]) -> None:
+        assign(consumer, tps)
+        consumer.pause(*tps)
+
+    monkeypatch.setattr(aiokafka.AIOKafkaConsumer, "assign", assign_paused)
+    monkeypatch.setattr(aiokafka.AIOKafkaConsumer, "resume", lambda *_given: None)
+
+
+def without_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the client when nobody says where a partition begins."""
+
+    async def position(*_given: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(aiokafka.AIOKafkaConsumer, "position", position)
+
+
+@pytest.mark.parametrize("make", [silent, without_position])
+async def test_records_that_do_not_come_end_the_reading(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, make: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    await refuse(settings, b"unreachable")
+    make(monkeypatch)
+    monkeypatch.setattr(dead_letters, "READ_DEADLINE_S", 1.0)
+    async with asyncio.timeout(30):
+        with pytest.raises(UnavailableError, match=r"reading the dead letters: .*TimeoutError"):
+            await everything(settings)
+    monkeypatch.setattr(tenant_records, "CALL_S_MAX", 3.0)  # which is also how long it may take to connect
+    async with (
+        asyncio.timeout(30),
+        TenantRecords(settings, TOPOLOGY, TenantId(TENANT), TenantId(TENANT)).opened() as own,
+    ):
+        with pytest.raises(UnavailableError, match="TimeoutError"):
+            _ = [record async for record in own.read("dead-letters")]
 
 
 @pytest.mark.parametrize("topic", ["dead-letters", "unheard-of"])
