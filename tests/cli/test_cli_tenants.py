@@ -220,8 +220,9 @@ async def test_a_key_is_shown_when_kafka_hangs_once_the_command_is_connected(
 
     async def publish_into_silence(publisher: EventPublisher, events: Sequence[Encoded]) -> None:
         assert publisher._producer is not None
+        assert publisher._producer._producer is not None
         for event in events:
-            await publisher._producer.partitions_for(full_name(platform.settings.deployment, event.topic))
+            await publisher._producer._producer.partitions_for(full_name(platform.settings.deployment, event.topic))
         kafka.pause()
         await publish(publisher, events)
 
