@@ -230,16 +230,11 @@ class Admission(FoldLogic):
         if self._seen.repeated(record, now_ms):
             return NOTHING
         require_whole(standing)
-        levels: tuple[Level, ...] = standing.levels
-        match used.resource:
-            case Resource.STORAGE_BYTES:
-                usages = [self._in_round(quotas.record_storage(level.usage, used.quantity)) for level in levels]
-            case Resource.CUSTOM_DOMAINS:
-                usages = [self._in_round(quotas.record_domains(level.usage, used.quantity)) for level in levels]
-            case _:
-                levels, usages = (), []  # metered by the noisy-neighbour fold; no quota hangs on it
+        usages = quotas.record(standing.levels, used.resource, used.quantity)
         self._seen.remember(record, now_ms)
-        return Outcome({}, tuple(self._charge(levels, usages, record.key)))
+        # What else is used is metered by the noisy-neighbour fold; no quota hangs on it.
+        levels = standing.levels if usages else ()
+        return Outcome({}, tuple(self._charge(levels, map(self._in_round, usages), record.key)))
 
     def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
         tenant_id = record.event.tenantid

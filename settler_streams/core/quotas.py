@@ -23,7 +23,7 @@ from settler_streams.core.token_bucket import (
     take_one,
 )
 from settler_streams.errors import RecordError
-from settler_streams.events import QuotaThreshold, QuotaType, RejectReason, TenantStatus, TenantTier
+from settler_streams.events import QuotaThreshold, QuotaType, RejectReason, Resource, TenantStatus, TenantTier
 from settler_streams.ids import TenantId
 from settler_streams.tiers import Tiers
 
@@ -215,6 +215,23 @@ def release(usage: Usage) -> Usage:
     if usage.running < 1:
         raise ValueError("a job finished that holds no reservation")
     return msgspec.structs.replace(usage, running=usage.running - 1)
+
+
+def record(levels: Sequence[Level], resource: Resource, quantity: int) -> list[Usage]:
+    """Storage or domains that the first level's tenant takes (positive) or gives back, at each level.
+
+    It gives back no more than it has: its parents would lose what they and its siblings hold. Empty for any other
+    resource.
+
+    Raises:
+        RecordError: ``out-of-range``; a sum needs more than 64 bits.
+    """
+    own = levels[0].usage
+    if resource is Resource.STORAGE_BYTES:
+        return [record_storage(level.usage, max(quantity, -own.storage_bytes)) for level in levels]
+    if resource is Resource.CUSTOM_DOMAINS:
+        return [record_domains(level.usage, max(quantity, -own.domains)) for level in levels]
+    return []
 
 
 def record_storage(usage: Usage, delta_bytes: int) -> Usage:

@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, Response
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import FlagAction, FlagCommand, FlagScope, UsageRecorded, misfit_of
 from settler_streams.events.fields import PerMille, Text, Uuid
-from settler_streams.gateway.bodies import event_id_of, idempotency_key, read_event, read_model
+from settler_streams.gateway.bodies import idempotency_key, read_event, read_model
 from settler_streams.gateway.operations import gateway_of, principal_of
+from settler_streams.ids import derived_id
 
 
 class FlagChange(BaseModel):
@@ -34,7 +35,8 @@ async def record_usage(request: Request) -> Response:
     gateway, principal = gateway_of(request), principal_of(request)
     used = read_event(UsageRecorded, await request.body())
     key = idempotency_key(request)
-    event_id = event_id_of(principal.tenant_id, key) if key is not None else None
+    # Never a job's id, which the same key gives: admission would take the later of the two for a repetition.
+    event_id = derived_id(principal.tenant_id, f"usage-idempotency-key/{key}") if key is not None else None
     stored = await gateway.publisher.publish(
         "usage-events", principal.tenant_id, principal.root_id, used, event_id=event_id
     )

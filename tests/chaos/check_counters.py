@@ -187,12 +187,14 @@ class Books:
         resource, quantity = entry.data["resource"], entry.data["quantity"]
         if resource not in ("storage_bytes", "custom_domains") or entry.tenant not in self.accounts:
             return
+        own = self.accounts[entry.tenant]  # gives back what it has, at every level
+        quantity = max(quantity, -(own.storage if resource == "storage_bytes" else own.domains))
         for member in self.chain(entry.tenant):
             account = self.accounts[member]
             if resource == "storage_bytes":
-                account.storage = max(0, account.storage + quantity)
+                account.storage += quantity
             else:
-                account.domains = max(0, account.domains + quantity)
+                account.domains += quantity
             self.touched.add(member)
 
     def _report(self, now_ms: int) -> None:

@@ -139,7 +139,8 @@ class Oracle:
             return "dead unknown-tenant"
         names = {Resource.STORAGE_BYTES: "storage", Resource.CUSTOM_DOMAINS: "domains"}
         if (name := names.get(used.resource)) is not None:
-            totals = [max(0, getattr(account, name) + used.quantity) for account in accounts]
+            quantity = max(used.quantity, -getattr(accounts[0], name))
+            totals = [getattr(account, name) + quantity for account in accounts]
             if max(totals) >= 2**63:
                 return "dead out-of-range"
             for account, total in zip(accounts, totals, strict=True):

@@ -665,6 +665,15 @@ def test_the_bound_on_remembered_ids_forgets_the_oldest_first_also_after_a_resta
         assert twin.stored() == fold.stored()
 
 
+@pytest.mark.parametrize(("resource", "field"), [("STORAGE_BYTES", "storage_bytes"), ("CUSTOM_DOMAINS", "domains")])
+def test_a_tenant_gives_back_what_it_has_and_nothing_of_its_parents(resource, field):
+    fold = known((ROOT, {}), (CHILD, {}), (GRANDCHILD, {}))
+    for tenant, quantity in ((ROOT, 90), (CHILD, 5), (GRANDCHILD, 3), (GRANDCHILD, -(2**63)), (GRANDCHILD, -1)):
+        fold.feed(UsageRecorded(resource=Resource[resource], quantity=quantity), tenant, key=ROOT)
+    used = [getattr(usage_of(fold, tenant), field) for tenant in (ROOT, CHILD, GRANDCHILD)]
+    assert used == [95, 5, 0]
+
+
 def test_storage_that_is_given_back_is_reported_also_by_a_new_owner():
     fold = known((ROOT, {}))
     fold.feed(UsageRecorded(resource=Resource.STORAGE_BYTES, quantity=5), ROOT)

@@ -301,6 +301,19 @@ async def test_usage_and_cancel_are_stored(platform: Platform, gateway_url: str)
         assert (await tenant.http.put("/v1/flags/Not-A-Name", json={})).status_code == 400
 
 
+@pytest.mark.parametrize("key", ["order-42", str(uuid.UUID(uuid7(1)))])
+async def test_a_key_that_is_used_for_usage_and_for_a_job_is_not_taken_for_a_repetition(
+    platform: Platform, gateway_url: str, key: str
+) -> None:
+    async with keyed(platform, gateway_url) as tenant:
+        headers = {"Idempotency-Key": key}
+        used = {"resource": "storage_bytes", "quantity": 5}
+        first, again = [await tenant.http.post("/v1/usage", json=used, headers=headers) for _ in range(2)]
+        assert first.json() == again.json()
+        job = (await tenant.http.post("/v1/jobs", json=JOB, headers=headers)).json()
+        assert job["job_id"] != first.json()["event_id"]
+
+
 async def test_an_open_stream_ends_when_its_tenant_is_erased_and_none_opens_any_more(
     platform: Platform, gateway_url: str
 ) -> None:
