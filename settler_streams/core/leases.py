@@ -7,6 +7,7 @@ log's own, so each reader of the log ends the same lease at the same record.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,7 @@ from settler_streams.errors import ConflictError, InvalidRequestError
 from settler_streams.ids import JobId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 COMPACTION_SLACK = 64
 """Dead entries that the heap may hold beyond twice its live ones before a rebuild, which so costs O(1) per push."""
@@ -24,8 +25,8 @@ SEEN_TICKS = 2
 """Ticks behind a placement after which it can be read by its executor.
 
 A placement is published when its step commits, and the log goes on meanwhile: where the fold lags, or was without an
-owner, heartbeats of long before that stand behind it. The first tick may do so, too; the next one is appended when the
-first has been committed.
+owner, heartbeats of long before that stand behind it. Ticks may do so, too, one of each owner; but none has appended
+its next one before it had committed the last. So the second has to follow the one before it.
 """
 
 
@@ -152,12 +153,23 @@ class Roster:
         overdue = [lease for lease in self._leases.values() if now_ms - lease.renewed_ms >= lease_ms]
         return tuple(self._end(lease) for lease in sorted(overdue, key=lambda lease: lease.executor))
 
-    def ticked(self, now_ms: int) -> None:
-        """Count a tick behind each placement, as far as ticks count. O(executors and what they hold): once per tick."""
+    def ticked(self, now_ms: int, *, follows: bool) -> None:
+        """Count a tick behind each placement, as far as ticks count. O(executors and what they hold): once per tick.
+
+        ``follows``: it is the same ticker's next one after the tick before it.
+        """
         for lease in self.leases():
-            if any(held.ticks < SEEN_TICKS for held in lease.held):
-                held = tuple(one if one.ticks == SEEN_TICKS else _with_tick(one, now_ms) for one in lease.held)
+            held = tuple(_with_tick(one, now_ms, follows=follows) for one in lease.held)
+            if held != lease.held:
                 self._put(msgspec.structs.replace(lease, held=held))
+
+    @contextmanager
+    def passing_over(self, executor: str) -> Iterator[None]:
+        """Meanwhile this executor, which has a lease, has no free slot."""
+        slots = self._leases[executor].slots
+        self._put(msgspec.structs.replace(self._leases[executor], slots=0))
+        yield
+        self._put(msgspec.structs.replace(self._leases[executor], slots=slots))
 
     def place(self, job_id: JobId, now_ms: int) -> Placement | None:
         """Put a job on the executor with the most free slots, the first by name among equals. None: none is free.
@@ -229,6 +241,8 @@ class Roster:
         return lease is not None and lease.free == -entry[0]
 
 
-def _with_tick(held: Held, now_ms: int) -> Held:
+def _with_tick(held: Held, now_ms: int, *, follows: bool) -> Held:
+    if held.ticks == SEEN_TICKS or (held.ticks > 0 and not follows):
+        return held
     ticks = held.ticks + 1
     return Held(held.job_id, now_ms if ticks == SEEN_TICKS else held.since_ms, ticks)

@@ -62,10 +62,12 @@ _PRIORITY = {
 
 
 class PoolState(Value, frozen=True, array_like=True):
-    """The pool's own values."""
+    """The pool's own values; the last tick by its ticker and number."""
 
     clock: PoolClock
     arrivals: int
+    ticker: str = ""
+    tick: int = 0
 
 
 class TenantContract(Value, frozen=True, array_like=True):
@@ -116,6 +118,7 @@ class Scheduler(FoldLogic):
         self._partition = partition
         pool = value_of(state, "pool/", PoolState)
         self._arrivals = pool.arrivals if pool else 0
+        self._tick = (pool.ticker, pool.tick) if pool else ("", 0)
         self._roster = Roster(v.lease for v in state.values() if isinstance(v, Lease))
         self._queue = FairQueue.restore(
             pool.clock if pool else PoolClock(slots=0),
@@ -123,6 +126,7 @@ class Scheduler(FoldLogic):
             [v.queued for v in state.values() if isinstance(v, PoolJob)],
             reserved_per_mille,
         )
+        self._stored = pool or PoolState(self._queue.clock, 0)
         self._new_jobs: dict[JobId, PoolJob] = {}
         self._erased = erased_tenants(state)
 
@@ -144,15 +148,16 @@ class Scheduler(FoldLogic):
                 ended = self._roster.joined(joined.executor, joined.incarnation, joined.slots, now_ms)
                 emits += self._lease_ended([ended] if ended else [], now_ms)
             case ExecutorHeartbeat() as beat:
-                self._heartbeat(beat, now_ms)
+                emits += self._heartbeat(beat, now_ms)
             case ExecutorDraining() as draining:
                 self._drained(draining, now_ms)
             case ExecutorLeft() as left:
                 ended = self._roster.left(left.executor, left.incarnation)
                 emits += self._lease_ended([ended] if ended else [], now_ms)
-            case ClockTick():
+            case ClockTick() as tick:
                 emits += self._lease_ended(self._roster.expired(now_ms, LEASE_MS), now_ms)
-                self._roster.ticked(now_ms)
+                (ticker, number), self._tick = self._tick, (record.event.source, tick.sequence)
+                self._roster.ticked(now_ms, follows=self._tick[0] == ticker and self._tick[1] > number)
             case other:
                 raise RecordError("misplaced", f"the scheduler has no use for {other.event_type}")
         emits += self._fill_slots(now_ms)
@@ -255,12 +260,17 @@ class Scheduler(FoldLogic):
         if job is not None and self._queue.cancel(record.event.tenantid, job_id):
             yield _ended(job, JobStatus.CANCELLED, "cancelled", cancel.reason, now_ms)
 
-    def _heartbeat(self, beat: ExecutorHeartbeat, now_ms: int) -> None:
+    def _heartbeat(self, beat: ExecutorHeartbeat, now_ms: int) -> list[Emit]:
+        """What it should run and does not, others are given first: it may not be able to read."""
         running = tuple(JobId(job_id) for job_id in beat.running)
         answer = self._roster.heartbeat(beat.executor, beat.incarnation, running, now_ms, LEASE_MS)
+        if not answer.missing:
+            return []
         for job_id in answer.missing:
             self._roster.released(job_id)
         self._return(answer.missing)
+        with self._roster.passing_over(beat.executor):
+            return self._fill_slots(now_ms)
 
     def _drained(self, draining: ExecutorDraining, now_ms: int) -> None:
         """What was placed there and is not run goes to the next executor. It was placed before this record: later ones
@@ -339,8 +349,9 @@ class Scheduler(FoldLogic):
             changes[f"share/{tenant}"] = None if share is None else Share(share)
         for executor, lease in self._roster.drain_changes().items():
             changes[f"lease/{executor}"] = None if lease is None else Lease(lease)
-        if changed.clock is not None or self._new_jobs:
-            changes["pool/"] = PoolState(self._queue.clock, self._arrivals)
+        state = PoolState(self._queue.clock, self._arrivals, *self._tick)
+        if state != self._stored:
+            changes["pool/"] = self._stored = state
         self._new_jobs = {}
         return changes
 

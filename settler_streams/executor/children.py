@@ -92,7 +92,9 @@ class ChildProcesses:
         try:
             child = self._child(place)
             future = asyncio.wrap_future(child.submit(job, *args))
-        except OSError as refused:
+        except BrokenProcessPool:
+            raise
+        except (OSError, RuntimeError) as refused:  # a thread that cannot be started is the latter
             raise UnavailableError(f"no process could be started: {refused}") from refused
         (process,) = _processes(child)
         finished, _ = await asyncio.wait([future], timeout=self._job_s_max)

@@ -168,8 +168,8 @@ class Executor:
         await self._report(ExecutorLeft(executor=self._name, incarnation=self._incarnation))
 
     async def _say_again(self) -> None:
-        """Renew the lease. A heartbeat would do that too, and cost the attempt of each job that is missing in it; here
-        those are missing that have met a fault of the database meanwhile, and a join would bring slots back."""
+        """Renew the lease, and give back at once what is missing: jobs that have met a fault of the database meanwhile.
+        By a heartbeat they would be missed a lease later."""
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
             await self._say_what_runs()

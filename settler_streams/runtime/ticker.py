@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,10 @@ TICK_DEADLINE_S = 10.0
 class Ticker:
     """Appends ticks for the folds that ``clocks`` names at that moment, each with its ``now``.
 
-    Its own clock only paces it: a fold has its next tick once it has committed the last one. So the second tick behind
-    a record was appended after that record's step had been committed, however far the fold lags behind its log. A new
-    owner, or one that does not know whether its last tick was appended, appends one too early.
+    Its own clock only paces it: a fold has its next tick once it has committed the last one. So the second tick of one
+    source behind a record, which has a greater number than the first, was appended after that record's step had been
+    committed, however far the fold lags behind its log. A ticker that does not know whether all of its ticks were
+    appended goes on as another source.
 
     At least once: a tick whose answer is lost is sent again, and can be in the log twice under one id.
     """
@@ -47,6 +49,7 @@ class Ticker:
         self._clocks = clocks
         self._sequence = 0
         self._appended_ms: dict[int, int] = {}
+        self._source = self._new_source()
 
     async def run(self) -> None:
         """Until cancelled.
@@ -79,13 +82,19 @@ class Ticker:
                     if self._clocks().get(partition, -1) >= self._appended_ms.get(partition, 0):
                         sent[partition] = await producer.send(self._topic, self._encoded(), partition=partition)
                     await asyncio.sleep(TICK_INTERVAL_S / len(folds))
-                for tick in await asyncio.gather(*sent.values()):
-                    self._appended_ms[tick.partition] = tick.timestamp
+                await asyncio.gather(*sent.values())
         except (KafkaError, TimeoutError) as error:
             log.warning("tick not appended", topic=self._topic, error=repr(error))
+            self._source = self._new_source()
+        for partition, tick in sent.items():
+            if tick.done() and not tick.cancelled() and tick.exception() is None:
+                self._appended_ms[partition] = tick.result().timestamp
+
+    def _new_source(self) -> str:
+        return f"/ticker/{self._role}/{uuid7(time.time_ns() // 1_000_000)}"
 
     def _encoded(self) -> bytes:
         now = dt.datetime.now(dt.UTC)
         tick = ClockTick(role=self._role, sequence=self._sequence)
         event_id = uuid7(int(now.timestamp() * 1000))
-        return encode(envelope(tick, event_id=event_id, source=f"/ticker/{self._role}", tenant=PLATFORM, time=now))
+        return encode(envelope(tick, event_id=event_id, source=self._source, tenant=PLATFORM, time=now))

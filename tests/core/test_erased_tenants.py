@@ -329,8 +329,8 @@ def test_a_running_job_of_an_erased_tenant_whose_executor_has_forgotten_it_frees
     fold = scheduler()
     lived_in_scheduler(fold)
     erase(fold, CHILD)
-    for _ in range(SEEN_TICKS):
-        feed(fold, ClockTick(role="scheduler"))
+    for number in range(1, SEEN_TICKS + 1):
+        feed(fold, ClockTick(role="scheduler", sequence=number))
     fold.now_ms += LEASE_MS
     runs = [emit.data.job_id for emit in fold.emitted(JobDispatched) if emit.tenant == OTHER]
     feed(fold, ExecutorHeartbeat(executor=EXECUTOR, incarnation=INCARNATION, running=tuple(runs)))

@@ -21,7 +21,7 @@ operations = st.lists(
         st.tuples(st.just("draining"), names, incarnations, st.lists(job_ids, max_size=3, unique=True).map(tuple)),
         st.tuples(st.just("left"), names, incarnations),
         st.tuples(st.just("expired")),
-        st.tuples(st.just("ticked")),
+        st.tuples(st.just("ticked"), st.booleans()),
         st.tuples(st.just("place"), job_ids),
         st.tuples(st.just("place"), job_ids),
         st.tuples(st.just("released"), job_ids),
@@ -39,7 +39,7 @@ def apply(roster, operation, now_ms):
     if kind == "draining":
         return roster.draining(*arguments, now_ms)
     if kind == "ticked":
-        return roster.ticked(now_ms)
+        return roster.ticked(now_ms, follows=arguments[0])
     if kind == "expired":
         return roster.expired(now_ms, LEASE_MS)
     if kind == "place":
@@ -100,15 +100,18 @@ def test_a_lease_ends_when_its_time_is_over_and_not_before():
 
 def test_a_heartbeat_reports_foreign_jobs_and_those_that_never_arrived():
     roster = Roster()
-    roster.joined("x", "i1", 3, 0)
+    roster.joined("x", "i1", 4, 0)
     roster.place("old", 0)
-    roster.ticked(40)
+    roster.ticked(40, follows=True)
     roster.place("new", 45)
     assert roster.heartbeat("x", "i1", ("other",), 500, LEASE_MS) == (True, ("other",), ()), "not read yet, maybe"
-    for now_ms in (540, 590):
-        roster.ticked(now_ms)
+    roster.ticked(520, follows=False)
+    roster.ticked(540, follows=True)
     assert roster.heartbeat("x", "i1", ("other",), 540 + LEASE_MS - 1, LEASE_MS).missing == ()
-    assert roster.heartbeat("x", "i1", ("other",), 540 + LEASE_MS, LEASE_MS) == (True, ("other",), ("old",))
+    roster.place("newest", 541)
+    for now_ms in (550, 590):
+        roster.ticked(now_ms, follows=True)
+    assert roster.heartbeat("x", "i1", ("other",), 540 + LEASE_MS, LEASE_MS) == (True, ("other",), ("old", "new"))
 
 
 def test_a_heartbeat_of_the_past_does_not_shorten_a_lease():

@@ -104,6 +104,7 @@ class Pool:
         self.contracts = {}
         self.over = Counter()
         self.taken = []
+        self.tick = ("", 0)
 
     def held(self, executor):
         return [job for job, (on, *_) in self.placed.items() if on == executor]
@@ -148,7 +149,7 @@ class Pool:
                 self.leases[alive.executor] = (*self.leases[alive.executor][:2], now_ms)
                 for job in set(self.held(alive.executor)) - set(alive.running):
                     _, since_ms, ticks = self.placed[job]
-                    if ticks >= SEEN_TICKS and now_ms - since_ms >= LEASE_MS:
+                    if ticks == SEEN_TICKS and now_ms - since_ms >= LEASE_MS:
                         del self.placed[job]
                         self.jobs[job][2] += 1
             case ClockTick():
@@ -157,8 +158,11 @@ class Pool:
                 for name in dead:
                     del self.leases[name]
                 ends = self._lose(jobs)
+                last, self.tick = self.tick, (record.event.source, record.event.data.sequence)
+                follows = last[0] == self.tick[0] and last[1] < self.tick[1]
                 for job, (executor, since_ms, ticks) in self.placed.items():
-                    self.placed[job] = (executor, now_ms if ticks + 1 == SEEN_TICKS else since_ms, ticks + 1)
+                    if ticks == 0 or (follows and ticks < SEEN_TICKS):
+                        self.placed[job] = (executor, now_ms if ticks + 1 == SEEN_TICKS else since_ms, ticks + 1)
                 return ends
         return []
 
@@ -242,7 +246,7 @@ operations = st.lists(
             st.sampled_from([0, 500]),
         ),
         st.tuples(st.just("cancel"), tenants, jobs),
-        st.tuples(st.just("tick")),
+        st.tuples(st.just("tick"), st.sampled_from("aab"), st.booleans()),
         st.tuples(st.just("misplaced")),
         st.tuples(st.just("later"), st.sampled_from([1, 1_000, LEASE_MS - 1, LEASE_MS])),
         st.tuples(st.just("restart")),
@@ -276,6 +280,9 @@ def record_of(fold, operation, pool):
             return fold.record(PoolCancelRequested(job_id=uid(f"j{number}")), tenant)
         case ("misplaced",):
             return fold.record(JobCancelRequested(job_id=uid("j0")))
+        case ("tick", ticker, repeated):
+            number = fold.offset - fold.offset % 5 if repeated else fold.offset
+            return fold.record(ClockTick(role="scheduler", sequence=number), source=f"/ticker/{ticker}")
     return fold.record(ClockTick(role="scheduler"))
 
 
@@ -535,8 +542,13 @@ def test_a_raised_cap_lets_waiting_jobs_run_at_once():
     assert len(dispatched(fold.feed(weigh(2, max_running=3), TENANTS[0]))) == 2
 
 
-def ticks(fold, times):
-    return [emit for _ in range(times) for emit in fold.feed(ClockTick(role="scheduler"))]
+def ticks(fold, times, ticker="a"):
+    """As many of one ticker's; a tick's number grows."""
+    return [
+        emit
+        for _ in range(times)
+        for emit in fold.feed(ClockTick(role="scheduler", sequence=fold.offset), source=f"/ticker/{ticker}")
+    ]
 
 
 def test_a_placed_job_that_its_executor_does_not_run_returns_after_a_lease_and_has_lost_no_try():
@@ -559,30 +571,54 @@ def test_a_placed_job_that_its_executor_does_not_run_returns_after_a_lease_and_h
     assert finished(fold.feed(report(uid("j"), attempt + 1), TENANTS[0]))
 
 
+@pytest.mark.parametrize("owners", [1, 4])
 @pytest.mark.parametrize("outage_s", [15, 60, 600])
-def test_a_scheduler_that_catches_up_places_each_job_once(outage_s):
-    """Its log holds the heartbeats of an outage, during which no executor could be given anything."""
+def test_a_scheduler_that_catches_up_places_each_job_once(outage_s, owners):
+    """Its log holds the heartbeats of an outage, during which no executor could be given anything, and a tick of each
+    owner that ended before its first commit."""
     fold = new_fold()
     fold.feed(weigh(max_running=9), TENANTS[0])
     fold.feed(join("x1", slots=2))
     names = [uid(f"j{number}") for number in range(6)]
     for job in names:
         fold.feed(arrival(job), TENANTS[0])
-    ticks(fold, 1)  # may be appended before the step with what stands before it is committed
+    ticks(fold, 3, "first")
     for job in names[:2]:
         fold.feed(report(job, by=incarnation("x1", 1)), TENANTS[0])
-    for _ in range(outage_s // 2):
-        fold.now_ms += 2_000
-        fold.feed(join("x1", slots=2))
-        fold.feed(beat("x1"))
-    ticks(fold, 1)  # the new owner's, which comes before its first step is committed
+    ticks(fold, 1, "first")  # appended before the step with what stands before it is committed
+    for owner in range(owners):
+        for _ in range(outage_s // 2):
+            fold.now_ms += 2_000
+            fold.feed(join("x1", slots=2))
+            fold.feed(beat("x1"))
+        ticks(fold, 1, f"owner {owner}")
+        fold.feed(fold_tick_again(fold), source=f"/ticker/owner {owner}")  # as Kafka may have it twice
     fold.feed(beat("x1"))
     for _ in range(3 * LEASE_MS // 2_000):  # x1 reads its dispatches and runs them
         fold.now_ms += 2_000
         fold.feed(beat("x1", running=names[2:4]))
-        ticks(fold, 2)
+        ticks(fold, 1, f"owner {owner}")
     assert [emit.data.job_id for emit in fold.emitted(JobDispatched)] == names[:4]
     assert [emit.data.status for emit in fold.emitted(JobFinished)] == [JobStatus.SUCCEEDED] * 2
+
+
+def fold_tick_again(fold):
+    """The last record's tick."""
+    return ClockTick(role="scheduler", sequence=fold.offset - 1)
+
+
+def test_what_an_executor_does_not_run_another_is_given_first():
+    fold = ready(tenants_=TENANTS[:1])
+    fold.feed(join("x1", slots=3))
+    for name in ("a", "b"):
+        fold.feed(arrival(uid(name)), TENANTS[0])
+    fold.feed(join("x2", slots=1))
+    ticks(fold, SEEN_TICKS)
+    fold.now_ms += LEASE_MS
+    fold.restart()
+    again = dispatched(fold.feed(beat("x1")))
+    assert [(one.job_id, one.executor) for one in again] == [(uid("a"), "x2"), (uid("b"), "x1")]
+    assert fold.feed(join("x2", slots=1)) == ()
 
 
 def test_any_measurement_that_an_event_can_hold_can_be_stored():

@@ -69,11 +69,16 @@ async def test_a_job_has_a_deadline() -> None:
         children.close()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread")],
+    ids=["file", "thread"],
+)
 async def test_a_process_that_the_system_refuses_fails_its_attempt_and_keeps_its_place(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refused(**_options: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise error
 
     children = ChildProcesses(1, memory_bytes_max=MEMORY_BYTES_MAX, job_s_max=120)
     try:
@@ -82,7 +87,7 @@ async def test_a_process_that_the_system_refuses_fails_its_attempt_and_keeps_its
         with monkeypatch.context() as patched:
             patched.setattr(concurrent.futures, "ProcessPoolExecutor", refused)
             for _ in range(2):
-                with pytest.raises(UnavailableError, match="Too many open files"):
+                with pytest.raises(UnavailableError, match=str(error.args[-1])):
                     await children.run(add, 1, 1)
         assert await children.run(add, 1, 1) == 2
     finally:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
+from aiokafka.errors import KafkaError
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import UnavailableError
@@ -20,7 +24,9 @@ async def test_a_ticker_that_cannot_reach_kafka_says_so() -> None:
 
 
 @pytest.mark.services
-async def test_a_fold_that_has_not_committed_its_last_tick_gets_no_other(settings: Settings) -> None:
+async def test_a_fold_that_has_not_committed_its_last_tick_gets_no_other(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = KafkaLog(settings, counter.TOPOLOGY)
     await log.create()
     clocks = {0: 0, 1: 0}
@@ -39,5 +45,27 @@ async def test_a_fold_that_has_not_committed_its_last_tick_gets_no_other(setting
         assert await ticks_after_a_round() == [2, 3]
         del clocks[0]  # it is another worker's now
         await ticker._round(producer, [0, 1])
-        ticks = [event.data for event in await log.events("usage-events", [0])]
-        assert ticks == [ClockTick(role="counter", sequence=sequence) for sequence in (1, 3)]
+        first, second = await log.events("usage-events", [0])
+        assert [first.data, second.data] == [ClockTick(role="counter", sequence=sequence) for sequence in (1, 3)]
+        assert first.source == second.source
+        # Of a round that fails, what was appended is known, and what was not is unknown: it goes on as another.
+        clocks[0], clocks[1] = 2**50, 2**50
+        send = producer.send
+
+        async def refused(topic: str, *content: bytes, partition: int) -> asyncio.Future[Any]:
+            sent = await send(topic, *content, partition=partition)
+            if partition == 0:
+                return sent
+            await sent
+            failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            failed.set_exception(KafkaError("no leader"))
+            return failed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(producer, "send", refused)
+            await ticker._round(producer, [0, 1])
+        last = (await log.read("usage-events", [0]))[-1].timestamp
+        assert ticker._appended_ms[0] == last
+        await ticker._round(producer, [1])
+        (*_, unknown, known) = await log.events("usage-events", [1])
+        assert unknown.source == first.source != known.source

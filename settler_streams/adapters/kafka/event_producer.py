@@ -17,7 +17,7 @@ import aiokafka
 import structlog
 from aiokafka.errors import ProducerClosed
 
-from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.cluster import Cluster, heed_cancellation
 from settler_streams.adapters.kafka.stopping import stop_producer
 from settler_streams.events import CONTENT_TYPE
 
@@ -91,6 +91,7 @@ class EventProducer:
         if self._failure is not None:
             log.warning("producer replaced, as a batch of it has failed", error=repr(self._failure))
             await self._end()
+            heed_cancellation()  # or the caller's deadline, which the old client's close may have swallowed, is none
         if self._producer is None:
             producer = self._cluster.producer(
                 enable_idempotence=True, acks="all", linger_ms=2, max_request_size=self._max_request_size
