@@ -44,6 +44,15 @@ def uuid7(now_ms: int) -> str:
     return str(uuid.UUID(int=value))
 
 
+def is_uuid7(text: str) -> bool:
+    """Whether ``text`` is a UUID of version 7 in canonical form (36 lower-case characters)."""
+    try:
+        given = uuid.UUID(text)
+    except ValueError:
+        return False
+    return given.version == 7 and str(given) == text
+
+
 def derived_id(source_id: str, suffix: str) -> str:
     """The id of an output: a function of its input's id and a fixed suffix, so that a replay repeats it bit for bit.
 

@@ -109,10 +109,10 @@ class SettlerClient:
     ) -> Job:
         """Submit a reconciliation; returns when the platform has stored the request.
 
-        ``job_id`` makes a retry safe: submitting the same id again is the same job.
+        ``job_id`` makes a retry safe: submitting the same id again is the same job. It is a UUIDv7 in canonical form.
 
         Raises:
-            InvalidRequestError: the request is too large or breaks the schema.
+            InvalidRequestError: ``job_id`` is none, or the request is too large or breaks the schema.
             UnavailableError: it is unknown whether the request was stored; submit it again with the same ``job_id``.
         """
         request = JobRequested(
@@ -124,7 +124,8 @@ class SettlerClient:
             right=right,
             rules=rules or MatchRules(),
         )
-        job_id = job_id or JobId(uuid7(time.time_ns() // 1_000_000))
+        if job_id is None:
+            job_id = JobId(uuid7(time.time_ns() // 1_000_000))
         await self._transport.submit(self._caller, job_id, request)
         return Job(self._transport, self._caller, job_id)
 

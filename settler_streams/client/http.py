@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from settler_streams.client.answers import Answers
-from settler_streams.client.transport import Caller, Command, Start, answers_since
+from settler_streams.client.transport import Caller, Command, Start, answers_since, check_job_id
 from settler_streams.errors import InvalidRequestError, NotFoundError, SettlerError, UnavailableError
 from settler_streams.events import (
     FlagCommand,
@@ -61,6 +61,7 @@ class HttpTransport:
         self._tenant = TenantId(match[1])
         self._base_url = base_url
         self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._turn = asyncio.Lock()
         self._users = 0
         self._client: httpx.AsyncClient | None = None
         self._follower: asyncio.Task[None] | None = None
@@ -68,55 +69,74 @@ class HttpTransport:
         self._results: Answers[JobFinished] = Answers()
 
     async def start(self) -> None:
-        """Connect and begin to follow results; see :meth:`Transport.start`."""
-        self._users += 1
-        if self._users > 1:
-            return
+        """Connect and begin to follow results; see :meth:`Transport.start`. It may be started again after an error."""
+        async with self._turn:
+            if self._users == 0:
+                await self._connect()
+            self._users += 1
+
+    async def _connect(self) -> None:
         self._client = httpx.AsyncClient(base_url=self._base_url, headers=self._headers, timeout=ANSWER_DEADLINE_S)
         following = asyncio.Event()
         self._follower = asyncio.create_task(self._follow(following))
+        try:
+            await self._begin(following, self._follower)
+        except BaseException:
+            await self._disconnect()
+            raise
+
+    async def _begin(self, following: asyncio.Event, follower: asyncio.Task[None]) -> None:
         waiting = asyncio.create_task(following.wait())
-        await asyncio.wait([waiting, self._follower], timeout=ANSWER_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            either = [waiting, follower]
+            await asyncio.wait(either, timeout=ANSWER_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
         if following.is_set():
             return
-        follower = self._follower
-        await self.stop()
-        if not follower.cancelled() and (error := follower.exception()) is not None:
-            raise error
+        if follower.done():
+            await follower  # its error says why
         raise UnavailableError(f"no event stream from {self._base_url} in {ANSWER_DEADLINE_S:.0f} s")
 
     async def stop(self) -> None:
         """Disconnect, when the last user stops; every accepted event is already stored."""
-        self._users -= 1
-        if self._users > 0 or self._client is None:
+        async with self._turn:
+            self._users -= 1
+            if self._users == 0:
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        if self._client is None:
             return
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait([self._follower])
         await self._client.aclose()
-        self._client = None
+        self._client = self._follower = None
+        self._decisions, self._results = Answers(), Answers()  # what comes meanwhile is not followed
 
     async def submit(self, caller: Caller, job_id: JobId, request: JobRequested) -> None:
         """See :meth:`Transport.submit`. The gateway's answer usually holds the decision already."""
         self._check_caller(caller)
-        self._decisions.expect(job_id)
-        self._results.expect(job_id)
+        check_job_id(job_id)
+        self._decisions.expect(self._tenant, job_id)
+        first = self._results.expect(self._tenant, job_id)
         try:
             response = await self._send("POST", "/v1/jobs", request, idempotency_key=job_id)
             decision = _decision_in(response)
             if decision is None:
                 _raise_for(response)
         except BaseException:
-            self._decisions.forget(job_id)
-            self._results.forget(job_id)
+            self._decisions.forget(self._tenant, job_id)
+            if first:
+                self._results.forget(self._tenant, job_id)
             raise
         if decision is None:
-            self._decisions.forget(job_id)  # nobody will tell; whoever asks looks it up
+            self._decisions.forget(self._tenant, job_id)  # nobody will tell; whoever asks looks it up
             return
         self._settle(decision)
-        if decision.admitted and response.json().get("repeated"):
-            self._results.forget(job_id)  # it may have finished before this transport began to follow
+        if first and decision.admitted and response.json().get("repeated"):
+            self._results.forget(self._tenant, job_id)  # it may have finished before this transport began to follow
 
     async def send(self, caller: Caller, command: Command) -> None:
         """See :meth:`Transport.send`. The gateway names the API key as the actor of a flag command."""
@@ -141,8 +161,8 @@ class HttpTransport:
         self._check_caller(caller)
         try:
             async with asyncio.timeout(timeout_s):
-                if (future := self._decisions.find(job_id)) is not None:
-                    return await asyncio.shield(future)
+                if (future := self._decisions.find(self._tenant, job_id)) and (told := await asyncio.shield(future)):
+                    return told
                 return await self._look_decision_up(job_id)
         except TimeoutError as error:
             raise UnavailableError(f"no decision about job {job_id} in {timeout_s:.1f} s") from error
@@ -153,8 +173,8 @@ class HttpTransport:
         self._check_follower()
         try:
             async with asyncio.timeout(timeout_s):
-                if (future := self._results.find(job_id)) is not None:
-                    return await asyncio.shield(future)
+                if (future := self._results.find(self._tenant, job_id)) and (told := await asyncio.shield(future)):
+                    return told
                 return await self._look_result_up(caller, job_id)
         except TimeoutError as error:
             raise UnavailableError(f"no result of job {job_id} in {timeout_s:.1f} s") from error
@@ -176,12 +196,12 @@ class HttpTransport:
             async for message in messages:
                 following.set()  # the first message says that the stream has taken its position
                 if message.result is not None:
-                    self._results.settle(JobId(message.result.job_id), message.result)
+                    self._results.settle(self._tenant, JobId(message.result.job_id), message.result)
 
     def _settle(self, decision: JobDecided) -> None:
-        self._decisions.settle(JobId(decision.job_id), decision)
+        self._decisions.settle(self._tenant, JobId(decision.job_id), decision)
         if not decision.admitted:
-            self._results.forget(JobId(decision.job_id))
+            self._results.forget(self._tenant, JobId(decision.job_id))
 
     async def _look_decision_up(self, job_id: JobId) -> JobDecided:
         pause_s = POLL_MIN_S

@@ -16,9 +16,10 @@ from aiokafka.structs import TopicPartition
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.event_producer import EventProducer, Outgoing
 from settler_streams.client.answers import Answers
-from settler_streams.client.transport import Caller, Command, Start, answers_since
+from settler_streams.client.transport import Caller, Command, Start, answers_since, check_job_id
 from settler_streams.errors import InvalidRequestError, StateError, UnavailableError
 from settler_streams.events import (
+    Envelope,
     FlagCommand,
     JobCancelRequested,
     JobDecided,
@@ -115,9 +116,10 @@ class KafkaTransport:
 
     async def submit(self, caller: Caller, job_id: JobId, request: JobRequested) -> None:
         """See :meth:`Transport.submit`."""
+        check_job_id(job_id)
         self._check_reader()
-        self._decisions.expect(job_id)
-        self._results.expect(job_id)
+        self._decisions.expect(caller.tenant, job_id)
+        self._results.expect(caller.tenant, job_id)
         await self._publish(caller, request, job_id)
 
     async def send(self, caller: Caller, command: Command) -> None:
@@ -163,12 +165,12 @@ class KafkaTransport:
         self._check_reader()
         try:
             async with asyncio.timeout(timeout_s):
-                if (future := answers.find(job_id)) is not None:
+                if (future := answers.find(caller.tenant, job_id)) is not None:
                     met, _ = await asyncio.wait([future], timeout=LOOK_UP_AFTER_S)
-                    if met:
-                        return future.result()
+                    if met and (answer := future.result()) is not None:
+                        return answer
                 found = await self._look_up(caller, job_id, wanted)
-                answers.settle(job_id, found)
+                answers.settle(caller.tenant, job_id, found)
                 return found
         except TimeoutError as error:
             raise UnavailableError(f"no answer about job {job_id} in {timeout_s:.1f} s") from error
@@ -214,18 +216,18 @@ class KafkaTransport:
         """Resolve the waiting jobs as their decisions and results are committed."""
         try:
             async for record in consumer:
-                self._resolve(decode(record.value).data)
+                self._resolve(decode(record.value))
         finally:
             await consumer.stop()
 
-    def _resolve(self, body: Part) -> None:
-        match body:
+    def _resolve(self, event: Envelope[Part]) -> None:
+        match body := event.data:
             case JobDecided():
-                self._decisions.settle(JobId(body.job_id), body)
+                self._decisions.settle(event.tenantid, JobId(body.job_id), body)
                 if not body.admitted:
-                    self._results.forget(JobId(body.job_id))
+                    self._results.forget(event.tenantid, JobId(body.job_id))
             case JobFinished():
-                self._results.settle(JobId(body.job_id), body)
+                self._results.settle(event.tenantid, JobId(body.job_id), body)
             case _:
                 raise StateError(f"{body.event_type} in a topic of answers")
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+from settler_streams.errors import InvalidRequestError
 from settler_streams.events import (
     FlagCommand,
     JobCancelRequested,
@@ -16,7 +17,7 @@ from settler_streams.events import (
     JobRequested,
     UsageRecorded,
 )
-from settler_streams.ids import JobId, TenantId
+from settler_streams.ids import JobId, TenantId, is_uuid7
 
 Start: TypeAlias = Literal["now", "beginning"] | dt.datetime
 """Where a subscription begins: with what comes next, with the oldest kept result, or at a time (UTC, aware)."""
@@ -44,6 +45,16 @@ def answers_since(job_id: JobId) -> Start:
     return dt.datetime.fromtimestamp((job.int >> 80) / 1000, dt.UTC) - LOOK_BACK
 
 
+def check_job_id(job_id: JobId) -> None:
+    """The gateway would run the job under another id, and an agent would drop what is no UUID at all.
+
+    Raises:
+        InvalidRequestError: it is not an id that a new job may have.
+    """
+    if not is_uuid7(job_id):
+        raise InvalidRequestError(f"a job's id is a UUIDv7 in lower case with four hyphens, not {job_id[:100]!r}")
+
+
 class Transport(Protocol):
     """One connection to the platform, shared by the clients of any number of tenants."""
 
@@ -63,7 +74,7 @@ class Transport(Protocol):
         """Hand over a job request; returns when the platform has stored it.
 
         Raises:
-            InvalidRequestError: the request is too large or breaks the schema.
+            InvalidRequestError: ``job_id`` is no canonical UUIDv7, or the request is too large or breaks the schema.
             UnavailableError: it is unknown whether it was stored; submitting the same ``job_id`` again is safe.
         """
         ...

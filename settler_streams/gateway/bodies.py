@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from typing import TypeVar
 
 import msgspec
@@ -12,7 +11,7 @@ from starlette.requests import Request
 
 from settler_streams.errors import InvalidRequestError
 from settler_streams.events import Part, misfit_of
-from settler_streams.ids import TenantId, derived_id
+from settler_streams.ids import TenantId, derived_id, is_uuid7
 
 PROBLEMS_TOLD_MAX = 10
 """Mistakes named in one answer; an inline record set could have thousands."""
@@ -96,13 +95,7 @@ def event_id_of(tenant_id: TenantId, key: str) -> str:
 
     The same tenant and key always give the same id, and a derived one never meets another tenant's.
     """
-    try:
-        given = uuid.UUID(key)
-    except ValueError:
-        return derived_id(tenant_id, f"idempotency-key/{key}")
-    if given.version == 7 and str(given) == key:
-        return key
-    return derived_id(tenant_id, f"idempotency-key/{key}")
+    return key if is_uuid7(key) else derived_id(tenant_id, f"idempotency-key/{key}")
 
 
 def read_integer(request: Request, name: str, default: int, *, least: int, most: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -45,6 +47,60 @@ async def test_submit_and_result(platform: Platform, gateway_url: str) -> None:
         # So does one that submits it again, though nothing about it will be announced any more.
         async with SettlerClient(HttpTransport(gateway_url, tenant.key), tenant.id) as third:
             again = await third.submit(left=ROWS, right=ROWS, rules=MatchRules(), job_id=job.id)
+            assert (await again.result(60)).matches == 7
+
+
+async def test_whoever_awaits_a_result_gets_it_though_the_job_is_submitted_again(
+    platform: Platform, gateway_url: str
+) -> None:
+    async with (
+        keyed(platform, gateway_url) as tenant,
+        SettlerClient(HttpTransport(gateway_url, tenant.key), tenant.id) as client,
+    ):
+        job = await client.submit(left=ROWS, right=ROWS)
+        waiting = asyncio.create_task(job.result(60))
+        with mock.patch.object(HttpTransport, "_look_result_up", side_effect=AssertionError("followed all along")):
+            await client.submit(left=ROWS, right=ROWS, job_id=job.id)
+            with (
+                mock.patch.object(HttpTransport, "_send", side_effect=UnavailableError),
+                pytest.raises(UnavailableError),
+            ):
+                await client.submit(left=ROWS, right=ROWS, job_id=job.id)
+            await _finish(platform, tenant.id, job.id)
+            assert (await waiting).matches == 7
+
+
+async def test_whoever_awaits_a_result_looks_it_up_when_its_submission_fails(
+    platform: Platform, gateway_url: str
+) -> None:
+    async with (
+        keyed(platform, gateway_url) as tenant,
+        SettlerClient(HttpTransport(gateway_url, tenant.key), tenant.id) as client,
+    ):
+        job_id, send = JobId(uuid7(int(dt.datetime.now(dt.UTC).timestamp() * 1000))), HttpTransport._send
+        waiting: list[asyncio.Task[JobFinished]] = []
+
+        async def lost(self: HttpTransport, *given: Any, **options: Any) -> None:
+            waiting.append(asyncio.create_task(client.result(job_id, 60)))
+            await send(self, *given, **options)
+            raise UnavailableError("the answer is lost")
+
+        with mock.patch.object(HttpTransport, "_send", lost), pytest.raises(UnavailableError):
+            await client.submit(left=ROWS, right=ROWS, job_id=job_id)
+        await _finish(platform, tenant.id, job_id)
+        assert (await waiting[0]).matches == 7
+
+
+async def test_a_transport_that_is_started_again_looks_up_what_it_did_not_follow(
+    platform: Platform, gateway_url: str
+) -> None:
+    async with keyed(platform, gateway_url) as tenant:
+        client = SettlerClient(HttpTransport(gateway_url, tenant.key), tenant.id)
+        async with client:
+            job = await client.submit(left=ROWS, right=ROWS)
+        await _finish(platform, tenant.id, job.id)
+        async with client:
+            again = await client.submit(left=ROWS, right=ROWS, job_id=job.id)
             assert (await again.result(60)).matches == 7
 
 
@@ -108,3 +164,31 @@ async def test_a_key_speaks_for_one_tenant(platform: Platform, gateway_url: str)
         with pytest.raises(InvalidRequestError, match="401"):
             async with wrong:
                 pass
+
+
+async def test_a_second_start_waits_until_results_are_followed_and_connects_if_the_first_is_cancelled() -> None:
+    begun, go, followers = asyncio.Event(), asyncio.Event(), list[asyncio.Task[None] | None]()
+
+    async def held(_self: HttpTransport, following: asyncio.Event) -> None:
+        followers.append(asyncio.current_task())
+        begun.set()
+        await go.wait()
+        following.set()
+        await asyncio.Event().wait()
+
+    transport = HttpTransport("http://127.0.0.1:1", f"sk_{uuid7(1)}_secret")
+    with mock.patch.object(HttpTransport, "_follow", held):
+        first = asyncio.create_task(transport.start())
+        await begun.wait()
+        second = asyncio.create_task(transport.start())
+        done, _ = await asyncio.wait([second], timeout=0.1)
+        assert not done, "nothing is followed yet"
+        first.cancel()
+        go.set()
+        await asyncio.wait([first, second])
+    assert first.cancelled()
+    assert [follower.done() for follower in followers if follower] == [True, False]
+    await transport.stop()
+    assert [follower.done() for follower in followers if follower] == [True, True]
+    with pytest.raises(UnavailableError, match="not started"):
+        transport._started()
