@@ -134,7 +134,14 @@ class SettlerClient:
         await self._transport.send(self._caller, JobCancelRequested(job_id=job_id, reason=reason))
 
     async def record_usage(self, resource: Resource, quantity: int) -> None:
-        """Record something that the tenant used; a negative quantity gives storage or domains back."""
+        """Record something that the tenant used; a negative quantity gives storage back.
+
+        Domains are counted by the platform.
+
+        Raises:
+            InvalidRequestError: over HTTP, for domains.
+            UnavailableError: it is unknown whether the event was stored.
+        """
         await self._transport.send(self._caller, UsageRecorded(resource=resource, quantity=quantity))
 
     async def set_flag(

@@ -103,7 +103,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/v1/usage",
         controls.record_usage,
         Scope.USAGE_WRITE,
-        "Record something that the tenant used.",
+        "Record something that the tenant used; its custom domains are counted by the platform alone.",
         {202: "Stored."},
         UsageRecorded.model,
         (_IDEMPOTENCY,),

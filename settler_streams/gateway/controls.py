@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from settler_streams.errors import InvalidRequestError
-from settler_streams.events import FlagAction, FlagCommand, FlagScope, UsageRecorded, misfit_of
+from settler_streams.events import FlagAction, FlagCommand, FlagScope, Resource, UsageRecorded, misfit_of
 from settler_streams.events.fields import PerMille, Text, Uuid
 from settler_streams.gateway.bodies import idempotency_key, read_event, read_model
 from settler_streams.gateway.operations import gateway_of, principal_of
@@ -34,6 +34,10 @@ async def record_usage(request: Request) -> Response:
     """POST /v1/usage."""
     gateway, principal = gateway_of(request), principal_of(request)
     used = read_event(UsageRecorded, await request.body())
+    if used.resource is Resource.CUSTOM_DOMAINS:
+        # Else one tenant's word would take or give room that its parents and their other children share. Requests,
+        # worker time and reconciliations do no harm: no fold counts them by such an event.
+        raise InvalidRequestError("resource: custom_domains are counted by the platform, as domains are verified")
     key = idempotency_key(request)
     # Never a job's id, which the same key gives: admission would take the later of the two for a repetition.
     event_id = derived_id(principal.tenant_id, f"usage-idempotency-key/{key}") if key is not None else None

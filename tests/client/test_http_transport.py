@@ -122,6 +122,8 @@ async def test_commands_and_results_in_order(platform: Platform, gateway_url: st
         SettlerClient(HttpTransport(gateway_url, tenant.key), tenant.id) as client,
     ):
         await client.record_usage(Resource.STORAGE_BYTES, 10)
+        with pytest.raises(InvalidRequestError, match="counted by the platform"):
+            await client.record_usage(Resource.CUSTOM_DOMAINS, 10)
         await client.set_flag("new-feature", actor="someone", rollout_per_mille=100)
         await client.kill_flag("new-feature", actor="someone", reason="test")
         now_ms = int(dt.datetime.now(dt.UTC).timestamp() * 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
+from unittest import mock
 
 import httpx
 import msgspec
@@ -24,6 +25,7 @@ from settler_streams.events import (
 )
 from settler_streams.gateway import jobs
 from settler_streams.ids import TenantId, uuid7
+from settler_streams.services import EventPublisher
 from tests.gateway.gateways import JOB, keyed
 from tests.services_layer.platform import Platform
 
@@ -299,6 +301,20 @@ async def test_usage_and_cancel_are_stored(platform: Platform, gateway_url: str)
         for wrong in ({"rollout_per_mille": 1001}, {"scope": "global"}, {"user_id": "x"}):
             assert (await tenant.http.put("/v1/flags/new-feature", json=wrong)).status_code == 400
         assert (await tenant.http.put("/v1/flags/Not-A-Name", json={})).status_code == 400
+
+
+async def test_domains_are_counted_by_nobody_but_the_platform(platform: Platform, gateway_url: str) -> None:
+    async with keyed(platform, gateway_url) as tenant:
+        publish = mock.AsyncMock(return_value=uuid7(1))
+        with mock.patch.object(EventPublisher, "publish", publish):
+            for quantity in (10**12, 1, -50):
+                forged = {"resource": "custom_domains", "quantity": quantity}
+                answer = await tenant.http.post("/v1/usage", json=forged)
+                assert (answer.status_code, "counted by the platform" in answer.text) == (400, True), answer.text
+            publish.assert_not_awaited()
+            used = {"resource": "storage_bytes", "quantity": -50}
+            assert (await tenant.http.post("/v1/usage", json=used)).status_code == 202
+            publish.assert_awaited_once()
 
 
 @pytest.mark.parametrize("key", ["order-42", str(uuid.UUID(uuid7(1)))])
