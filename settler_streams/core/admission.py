@@ -7,7 +7,7 @@ tenant   what is known of a tenant (from ``tenant-changes``)
 usage    what a tenant and its children have used: bucket, running jobs, this month's count, storage, domains
 job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
 seen     ids of requests and usage events already handled, together; see :mod:`settler_streams.core.dedup`
-flag     flag settings that gate job kinds
+flag     flag settings that gate job kinds, known ones or a later release's
 reports  the number of the present round of usage reports
 erased   a tenant that was erased: nothing else is kept of it, and its requests are refused
 =======  ==========================================================================================================
@@ -50,7 +50,9 @@ from settler_streams.events import (
 from settler_streams.ids import PLATFORM, TenantId, partition_of
 from settler_streams.tiers import Tiers
 
-FLAG_OF = {kind: f"jobs.{kind}" for kind in ("reconciliation", "reconciliation-preview")}
+GATING = "jobs."
+"""How the names of flags that switch kinds of jobs off begin; of other flags nothing is kept."""
+FLAG_OF = {kind: f"{GATING}{kind}" for kind in ("reconciliation", "reconciliation-preview")}
 """What executors can run, and the flag that switches a kind off."""
 DEFAULT_COST_US = 200_000
 """Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
@@ -320,6 +322,8 @@ class Admission(FoldLogic):
         yield Emit("tenant-signals", acknowledged, tenant, record.key, "acknowledged", tenant)
 
     def _flag_changed(self, record: Record, flag: FlagState) -> Outcome:
+        if not flag.flag.startswith(GATING):
+            return NOTHING
         tenant = record.event.tenantid
         current = self._flags.get(flag.flag, tenant, flag.user_id)
         if current is not None and current.version >= flag.version:

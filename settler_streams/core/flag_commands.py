@@ -5,6 +5,7 @@ A tenant's setting is known in its tenant's partition; a global one is sent to e
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar
 
 import msgspec
@@ -31,6 +32,9 @@ from settler_streams.ids import PLATFORM
 
 GLOBAL_KEY = "*"
 """Key of commands and changes that concern every tenant."""
+SETTINGS_MAX = 10_000
+"""Of one tenant and its users, the deleted ones included: they keep their versions. The platform's own, which no tenant
+can make, have no bound."""
 
 
 class FlagCommands(FoldLogic):
@@ -48,9 +52,15 @@ class FlagCommands(FoldLogic):
         self._partitions = partitions
         self._seen = SeenWindow(state)
         self._erased = erased_tenants(state)
+        self._settings = Counter(value.tenant for value in state.values() if isinstance(value, FlagSetting))
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
-        """Accept one command; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        """Accept one command; see :class:`~settler_streams.core.fold.FoldLogic`.
+
+        Raises:
+            RecordError: ``too-many-flags``, the command would make one setting too many, if only to delete it;
+                ``flag-scope``, ``misplaced``, and ``id-conflict``.
+        """
         command, tenant = record.event.data, record.event.tenantid
         if isinstance(command, TenantErased):
             return self._erase(record, command)
@@ -61,6 +71,10 @@ class FlagCommands(FoldLogic):
             return NOTHING
         key = f"flag/{command.flag}/{tenant}/{command.user_id or ''}"
         current = value_of(self._state, key, FlagSetting)
+        if current is None:
+            if tenant != PLATFORM and self._settings[tenant] >= SETTINGS_MAX:
+                raise RecordError("too-many-flags", f"{tenant} has {SETTINGS_MAX} flag settings, deleted ones included")
+            self._settings[tenant] += 1
         setting = _next_setting(command, current, record, now_ms)
         self._seen.remember(record, now_ms)
         emits = [Emit("flag-changes", _change(command, setting), tenant, record.key, "changed", command.flag)]
@@ -79,6 +93,7 @@ class FlagCommands(FoldLogic):
         if tenant not in self._erased:
             self._seen.disown(tenant, self._state)
         self._erased.add(tenant)
+        del self._settings[tenant]  # a Counter's, which needs no such key
         settings = [v for v in self._state.values() if isinstance(v, FlagSetting) and v.tenant == tenant]
         changes: dict[str, Value | None] = {setting_key(setting): None for setting in settings}
         keys = sorted(_state_key(setting) for setting in settings)

@@ -48,7 +48,10 @@ async def record_usage(request: Request) -> Response:
 
 
 async def change_flag(request: Request) -> Response:
-    """PUT /v1/flags/{flag}: stored as a command; in effect once the flags agent has accepted it."""
+    """PUT /v1/flags/{flag}: stored as a command; in effect once the flags agent has accepted it.
+
+    One that it refuses, as a tenant has too many settings, becomes a dead letter.
+    """
     gateway, principal = gateway_of(request), principal_of(request)
     change = read_model(FlagChange, await request.body())
     scope = FlagScope.TENANT if change.user_id is None else FlagScope.USER

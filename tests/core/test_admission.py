@@ -448,6 +448,13 @@ def test_a_killed_kind_is_refused_and_only_that_kind():
     assert ask(fold, FLAT, "d").admitted, "an older flag state must not come back with a restart"
 
 
+@pytest.mark.parametrize(("name", "kept"), [("jobs.reconciliation", 1), ("jobs.of-a-later-release", 1), ("beta", 0)])
+def test_only_flags_that_gate_jobs_are_kept(name, kept):
+    fold = known((FLAT, {}))
+    fold.feed(FlagState(flag=name, scope=FlagScope.TENANT, version=1, changed_at_ms=0), FLAT)
+    assert sum(key.startswith("flag/") for key in fold.stored()) == kept
+
+
 def test_the_partitions_bound_holds_for_every_tier():
     fold = known((BIG, {"tier": TenantTier.ENTERPRISE}), (FLAT, {}))
     for number in range(OPEN_JOBS_MAX):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from settler_streams.core import flag_commands
 from settler_streams.core.flag_commands import GLOBAL_KEY, FlagCommands
 from settler_streams.core.flags import FlagReason, FlagTable, setting_of
 from settler_streams.events import ClockTick, FlagAction, FlagChanged, FlagCommand, FlagScope, FlagState
@@ -26,7 +27,8 @@ def send(fold, action, scope=FlagScope.TENANT, **where):
     key = where.pop("key", GLOBAL_KEY if scope is FlagScope.GLOBAL else tenant)
     route = {name: where.pop(name) for name in ("event_id", "source") if name in where}
     user = where.pop("user_id", USER if scope is FlagScope.USER else None)
-    command = FlagCommand(flag="f", scope=scope, action=action, actor="ada", user_id=user, **where)
+    flag = where.pop("flag", "f")
+    command = FlagCommand(flag=flag, scope=scope, action=action, actor="ada", user_id=user, **where)
     return fold.feed(command, tenant, key=key, **route)
 
 
@@ -88,6 +90,24 @@ def test_a_repeated_command_is_accepted_once_and_a_stolen_id_never():
     assert send(fold, FlagAction.KILL, event_id=uid("c"), source="/thief") == ()
     assert fold.reasons() == ["id-conflict"]
     assert fold.stored() == before
+
+
+@pytest.mark.parametrize("action", FlagAction)
+def test_a_tenant_has_a_bounded_number_of_settings_and_the_deleted_ones_count(monkeypatch, action):
+    monkeypatch.setattr(flag_commands, "SETTINGS_MAX", 2)
+    fold = new_fold()
+    send(fold, FlagAction.SET)
+    send(fold, FlagAction.SET, FlagScope.USER)
+    send(fold, FlagAction.DELETE)
+    before = fold.stored()
+    for where in ({"flag": "g"}, {"scope": FlagScope.USER, "user_id": uid("another user")}):
+        assert send(fold, action, **where) == ()
+        fold.restart()
+    assert fold.reasons() == ["too-many-flags"] * 2
+    assert fold.stored() == before
+    assert send(fold, action)[0].data.version == 3, "what is there can still be changed"
+    assert send(fold, action, tenant=uid("another tenant"))
+    assert all(send(fold, action, FlagScope.GLOBAL, flag=f"f{number}") for number in range(3))
 
 
 def test_kill_and_revive_restore_the_setting():
