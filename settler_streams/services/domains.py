@@ -26,7 +26,7 @@ from settler_streams.ids import TenantId, canonical_tenant, uuid7
 from settler_streams.services import audit, queries, tenant_store
 from settler_streams.services.audit import PLATFORM_ACTOR
 from settler_streams.services.outbox_relay import OutboxRelay
-from settler_streams.services.quotas import QuotaExceededError, QuotaService
+from settler_streams.services.quotas import QuotaExceededError, QuotaLevel, QuotaService
 from settler_streams.services.refusals import taken
 from settler_streams.services.tenant_store import SOURCE, Tenant
 
@@ -129,7 +129,8 @@ class DomainService:
         """Add a domain, which is pending until :meth:`verify` has found its record.
 
         The tenant's own quota is checked exactly, pending domains included. Of its parents, what counts is what their
-        usage reports say, which lag by about two seconds. An Enterprise tenant has no limit.
+        usage reports say: verified domains, about two seconds late; :meth:`verify` asks them again. An Enterprise
+        tenant has no limit.
 
         Raises:
             ConflictError: the tenant has the domain already, or was deleted.
@@ -153,10 +154,14 @@ class DomainService:
     ) -> Domain:
         """Ask the DNS for the domain's record; a domain that is verified stays so, and is not asked for again.
 
+        Each parent has to have room for one more. Its usage reports say so, which lag by about two seconds: what is
+        verified within them can go beyond its limit.
+
         Raises:
             ConflictError: the tenant was deleted.
             DomainNotProvenError: the record is not there.
             NotFoundError: the tenant has no such domain.
+            QuotaExceededError: a parent has no room for another one; the domain stays pending.
             UnavailableError: the DNS or Postgres did not answer.
         """
         async with self._pool.tenant(tenant_id) as tx:
@@ -173,6 +178,8 @@ class DomainService:
                 return before
             now = dt.datetime.now(dt.UTC)
             after = replace(before, status=DomainStatus.VERIFIED, verified_at=now)
+            own = await self._quotas.level(tx, tenant_id, QuotaType.CUSTOM_DOMAINS)
+            await self._require_room_above(tx, tenant, own)  # where a domain counts only from now on
             await tx.execute(queries.VERIFY_DOMAIN, tenant_id, after.id, now)
             await _count(tx, tenant, 1)
             await _record(tx, "domain.verified", before, after, actor, request_id)
@@ -200,12 +207,14 @@ class DomainService:
     async def _require_room(self, tx: Transaction, tenant: Tenant) -> None:
         """The domain is inserted already: what is there may be as much as the limit."""
         own = await self._quotas.level(tx, tenant.id, QuotaType.CUSTOM_DOMAINS)
-        if own.enterprise:
-            return
         there = await tx.fetchval(queries.COUNT_DOMAINS, tenant.id)
-        if there > own.limit:
+        if not own.enterprise and there > own.limit:
             raise QuotaExceededError(QuotaType.CUSTOM_DOMAINS, there - 1, own.limit)
-        parent_id = own.parent_id
+        await self._require_room_above(tx, tenant, own)
+
+    async def _require_room_above(self, tx: Transaction, tenant: Tenant, own: QuotaLevel) -> None:
+        """Every parent has room for one more, as of its last usage report. An Enterprise tenant needs none there."""
+        parent_id = None if own.enterprise else own.parent_id
         while parent_id is not None:
             level = await self._quotas.level(tx, parent_id, QuotaType.CUSTOM_DOMAINS)
             if level.used + 1 > level.limit:

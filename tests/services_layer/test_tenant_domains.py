@@ -57,6 +57,16 @@ async def waiting(platform: Platform) -> int:
         return int(await tx.fetchval("SELECT count(*) FROM outbox"))
 
 
+async def report(platform: Platform, tenant: Tenant, used: int) -> None:
+    """What the recorder writes of a usage report."""
+    async with platform.pool.tenant(tenant.id) as tx:
+        await tx.execute(
+            "INSERT INTO tenant_quota_usage (tenant_id, quota_type, used, source_version) VALUES ($1, $2, $3, 1) "
+            "ON CONFLICT (tenant_id, quota_type) DO UPDATE SET used = excluded.used",
+            tenant.id, QuotaType.CUSTOM_DOMAINS.value, used,
+        )  # fmt: skip
+
+
 _MARKERS = itertools.count()
 
 
@@ -220,6 +230,41 @@ async def test_a_parent_without_room_refuses_and_an_enterprise_has_no_limit(
     assert await domains.list(child.id) == []
     large = await new_tenant(platform, domains_max=0, tier=TenantTier.ENTERPRISE)
     await domains.add(large.id, "acme.example")
+
+
+async def test_a_domain_is_verified_only_while_its_parents_have_room(
+    platform: Platform, domains: DomainService, server: DnsServer
+) -> None:
+    """A parent's limit is held against its last usage report, which is written here as the recorder would later."""
+    top = await new_tenant(platform, domains_max=2)
+    parent = await new_tenant(platform, parent_id=top.id)
+    child = await new_tenant(platform, parent_id=parent.id)
+    added = [await domains.add(child.id, f"d{n}.acme.example") for n in range(4)]
+    prove(server, *added)
+    for n, domain in enumerate(added[:2]):
+        await report(platform, top, n)
+        assert (await domains.verify(child.id, domain.id)).status is DomainStatus.VERIFIED
+    await report(platform, top, 2)
+    for domain in added[2:]:
+        with pytest.raises(QuotaExceededError) as caught:
+            await domains.verify(child.id, domain.id)
+        assert (caught.value.current_usage, caught.value.limit) == (2, 2)
+    assert await domains.verify(child.id, added[0].id), "what is verified stays so"
+    assert [domain.status for domain in await domains.list(child.id)] == ["verified"] * 2 + ["pending"] * 2
+    assert await counted(platform, child) == 2
+    await domains.remove(child.id, added[0].id)
+    await report(platform, top, 1)
+    assert (await domains.verify(child.id, added[2].id)).status is DomainStatus.VERIFIED
+
+
+async def test_an_enterprise_child_is_verified_without_room_above(
+    platform: Platform, domains: DomainService, server: DnsServer
+) -> None:
+    parent = await new_tenant(platform, domains_max=0)
+    child = await new_tenant(platform, domains_max=0, tier=TenantTier.ENTERPRISE, parent_id=parent.id)
+    added = await domains.add(child.id, "acme.example")
+    prove(server, added)
+    assert (await domains.verify(child.id, added.id)).status is DomainStatus.VERIFIED
 
 
 @pytest.mark.parametrize(
