@@ -286,9 +286,8 @@ class Admission(FoldLogic):
         for job_id in sorted(job_id for job_id, held in self._jobs.items() if held.tenant == tenant_id):
             self._end(job_id, now_ms)
         if standing is not None:
-            own = standing.levels[0].usage
-            for level in standing.levels[1:]:
-                self._standings.put(level, self._in_round(quotas.without(level.usage, own)))
+            for level, usage in zip(standing.levels[1:], quotas.without(standing.levels), strict=True):
+                self._standings.put(level, self._in_round(usage))
         self._seen.disown(tenant_id, self._state)
         self._standings.forget(tenant_id)
         self._erased.add(tenant_id)

@@ -220,18 +220,22 @@ def release(usage: Usage) -> Usage:
 def record(levels: Sequence[Level], resource: Resource, quantity: int) -> list[Usage]:
     """Storage or domains that the first level's tenant takes (positive) or gives back, at each level.
 
-    It gives back no more than it has: its parents would lose what they and its siblings hold. Empty for any other
-    resource.
+    Each level changes by as much as the one below it. So whoever gives back more than there is takes nothing from what
+    others hold under the same parent. Empty for any other resource.
 
     Raises:
         RecordError: ``out-of-range``; a sum needs more than 64 bits.
     """
-    own = levels[0].usage
-    if resource is Resource.STORAGE_BYTES:
-        return [record_storage(level.usage, max(quantity, -own.storage_bytes)) for level in levels]
-    if resource is Resource.CUSTOM_DOMAINS:
-        return [record_domains(level.usage, max(quantity, -own.domains)) for level in levels]
-    return []
+    usages: list[Usage] = []
+    for usage in [level.usage for level in levels]:
+        match resource:
+            case Resource.STORAGE_BYTES:
+                usages.append(record_storage(usage, quantity))
+                quantity = usages[-1].storage_bytes - usage.storage_bytes
+            case Resource.CUSTOM_DOMAINS:
+                usages.append(record_domains(usage, quantity))
+                quantity = usages[-1].domains - usage.domains
+    return usages
 
 
 def record_storage(usage: Usage, delta_bytes: int) -> Usage:
@@ -252,13 +256,18 @@ def record_domains(usage: Usage, delta: int) -> Usage:
     return msgspec.structs.replace(usage, domains=_total(usage.domains, delta))
 
 
-def without(usage: Usage, child: Usage) -> Usage:
-    """A parent's usage when a child is no more: its storage and domains are given back, its month is spent."""
-    return msgspec.structs.replace(
-        usage,
-        storage_bytes=max(0, usage.storage_bytes - child.storage_bytes),
-        domains=max(0, usage.domains - child.domains),
-    )
+def without(levels: Sequence[Level]) -> list[Usage]:
+    """The parents' usage when the first level's tenant is no more, each given back what the one below it is.
+
+    That is storage and domains; the month is spent.
+    """
+    storage_bytes, domains = levels[0].usage.storage_bytes, levels[0].usage.domains
+    usages = []
+    for usage in [level.usage for level in levels[1:]]:
+        storage_bytes, domains = min(storage_bytes, usage.storage_bytes), min(domains, usage.domains)
+        left = {"storage_bytes": usage.storage_bytes - storage_bytes, "domains": usage.domains - domains}
+        usages.append(msgspec.structs.replace(usage, **left))
+    return usages
 
 
 def _total(used: int, delta: int) -> int:

@@ -187,14 +187,11 @@ class Books:
         resource, quantity = entry.data["resource"], entry.data["quantity"]
         if resource not in ("storage_bytes", "custom_domains") or entry.tenant not in self.accounts:
             return
-        own = self.accounts[entry.tenant]  # gives back what it has, at every level
-        quantity = max(quantity, -(own.storage if resource == "storage_bytes" else own.domains))
-        for member in self.chain(entry.tenant):
-            account = self.accounts[member]
-            if resource == "storage_bytes":
-                account.storage += quantity
-            else:
-                account.domains += quantity
+        name = "storage" if resource == "storage_bytes" else "domains"
+        for member in self.chain(entry.tenant):  # each changes by as much as the one below it
+            before = getattr(self.accounts[member], name)
+            quantity = max(0, before + quantity) - before
+            setattr(self.accounts[member], name, before + quantity)
             self.touched.add(member)
 
     def _report(self, now_ms: int) -> None:

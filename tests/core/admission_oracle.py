@@ -139,8 +139,10 @@ class Oracle:
             return "dead unknown-tenant"
         names = {Resource.STORAGE_BYTES: "storage", Resource.CUSTOM_DOMAINS: "domains"}
         if (name := names.get(used.resource)) is not None:
-            quantity = max(used.quantity, -getattr(accounts[0], name))
-            totals = [getattr(account, name) + quantity for account in accounts]
+            totals, quantity = [], used.quantity
+            for account in accounts:
+                totals.append(max(0, getattr(account, name) + quantity))
+                quantity = totals[-1] - getattr(account, name)
             if max(totals) >= 2**63:
                 return "dead out-of-range"
             for account, total in zip(accounts, totals, strict=True):

@@ -34,6 +34,7 @@ from settler_streams.events import (
     Resource,
     TenantAcknowledged,
     TenantChanged,
+    TenantErased,
     TenantStatus,
     TenantTier,
     TenantUsage,
@@ -675,10 +676,26 @@ def test_the_bound_on_remembered_ids_forgets_the_oldest_first_also_after_a_resta
 @pytest.mark.parametrize(("resource", "field"), [("STORAGE_BYTES", "storage_bytes"), ("CUSTOM_DOMAINS", "domains")])
 def test_a_tenant_gives_back_what_it_has_and_nothing_of_its_parents(resource, field):
     fold = known((ROOT, {}), (CHILD, {}), (GRANDCHILD, {}))
-    for tenant, quantity in ((ROOT, 90), (CHILD, 5), (GRANDCHILD, 3), (GRANDCHILD, -(2**63)), (GRANDCHILD, -1)):
+
+    def used(tenant, quantity):
         fold.feed(UsageRecorded(resource=Resource[resource], quantity=quantity), tenant, key=ROOT)
-    used = [getattr(usage_of(fold, tenant), field) for tenant in (ROOT, CHILD, GRANDCHILD)]
-    assert used == [95, 5, 0]
+        return [getattr(usage_of(fold, each), field) for each in (ROOT, CHILD, GRANDCHILD)]
+
+    for tenant, quantity in ((ROOT, 90), (CHILD, 5), (GRANDCHILD, 3)):
+        used(tenant, quantity)
+    assert used(GRANDCHILD, -(2**63)) == used(GRANDCHILD, -1) == [95, 5, 0]
+    assert used(GRANDCHILD, 3) == [98, 8, 3]
+    assert used(CHILD, -9) == [90, 0, 3], "what it holds together with its child"
+    assert used(GRANDCHILD, -3) == [90, 0, 0]
+
+
+@pytest.mark.parametrize("resource", [Resource.STORAGE_BYTES, Resource.CUSTOM_DOMAINS])
+def test_an_erasure_gives_back_nothing_of_a_parents(resource):
+    fold = known((ROOT, {}), (CHILD, {}), (GRANDCHILD, {}))
+    for tenant, quantity in ((ROOT, 90), (GRANDCHILD, 3), (CHILD, -9)):
+        fold.feed(UsageRecorded(resource=resource, quantity=quantity), tenant, key=ROOT)
+    fold.feed(TenantErased(version=9, root_id=ROOT), GRANDCHILD, key=ROOT)
+    assert max(usage_of(fold, ROOT).storage_bytes, usage_of(fold, ROOT).domains) == 90
 
 
 def test_storage_that_is_given_back_is_reported_also_by_a_new_owner():
