@@ -58,6 +58,17 @@ def test_an_url_is_taken_apart() -> None:
         ("https://[64:ff9b::a00:1]/", "not a public"),
         ("https://[2002:a00:1::]/", "not a public"),
         ("https://224.0.0.1/", "not a public"),
+        ("https://192.0.0.9/", "not a public"),
+        ("https://192.0.0.192/opc/v2/", "not a public"),
+        ("https://[64:ff9b::c000:c0]/", "not a public"),
+        ("https://[64:ff9b:1::a00:1]/", "not a public"),
+        ("https://[64:ff9b:1:a00:0:100::]/", "not a public"),
+        ("https://[::10.0.0.7]/", "not a public"),
+        ("https://[::808:808]/", "not a public"),
+        ("https://[fec0::1]/", "not a public"),
+        ("https://[feff::1]/", "not a public"),
+        ("https://[3fff::1]/", "not a public"),
+        ("https://[5f00::1]/", "not a public"),
     ],
 )
 def test_where_a_webhook_may_not_go(url: str, why: str) -> None:
@@ -74,7 +85,8 @@ def test_what_the_settings_open() -> None:
             local.destination(url)
     Rules(allow_http=True, allow_private=False).destination("http://a.example/")
     assert not local.allows(ipaddress.ip_address("224.0.0.1"))
-    assert STRICT.allows(ipaddress.ip_address("93.184.215.14"))
+    for public in ("93.184.215.14", "192.0.1.1", "2606:4700::1111", "64:ff9b::5db8:d70e"):
+        assert STRICT.allows(ipaddress.ip_address(public)), public
 
 
 def _ring(keys: str | None) -> KeyRing:

@@ -20,6 +20,20 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
 _PORTS = {"https": 443, "http": 80}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What no release of Python 3.11, or not each, knows as private.
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.0/24",  # RFC 6890: protocol assignments; some clouds answer there with a machine's credentials
+            "::/96",  # RFC 4291, 2.5.5.1: IPv4-compatible, deprecated
+            "64:ff9b:1::/48",  # RFC 8215: translation to IPv4 as a network likes it
+            "3fff::/20",  # RFC 9637: documentation
+            "5f00::/16",  # RFC 9602: segment routing within a network
+            "fec0::/10",  # RFC 3879: site-local, deprecated
+        ),
+    )
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -93,7 +107,7 @@ class Rules:
 
 def is_public(address: Address) -> bool:
     """Whether ``address`` is one of the global internet's."""
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and not any(address in network for network in _NOT_PUBLIC)
 
 
 def _embedded(address: Address) -> list[Address]:
