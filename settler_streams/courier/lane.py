@@ -43,6 +43,8 @@ DELIVERED_DAYS, DEAD_DAYS = 7, 30
 """How long deliveries that ended are kept for whoever asks."""
 TIDIED_MAX = 1_000
 """Ended deliveries that one turn deletes, in some milliseconds."""
+VISITED_EVERY_S, TIDIED_EVERY_S = 86_400.0, 5.0
+"""How long a lane is left alone that has nothing to send; the second while a turn has not tidied everything away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +214,12 @@ class LaneRunner:
             await tx.execute(queries.KEEP_WEBHOOK, tenant_id, webhook_id)
             await tx.execute(queries.FORGET_PREVIOUS, tenant_id, webhook_id)
             ours = await tx.fetchval(queries.LOCK_LANE, tenant_id, webhook_id, lane.lease_id)
-            await tx.execute(queries.DELETE_ENDED, tenant_id, webhook_id, DELIVERED_DAYS, DEAD_DAYS, TIDIED_MAX)
+            tidied = await tx.execute(
+                queries.DELETE_ENDED, tenant_id, webhook_id, DELIVERED_DAYS, DEAD_DAYS, TIDIED_MAX
+            )
             if ours:
-                await tx.execute(queries.RELEASE_LANE, tenant_id, webhook_id, verdict.failures, verdict.pause_s)
+                idle_s = TIDIED_EVERY_S if tidied == f"DELETE {TIDIED_MAX}" else VISITED_EVERY_S
+                await tx.execute(queries.RELEASE_LANE, tenant_id, webhook_id, verdict.failures, verdict.pause_s, idle_s)
 
 
 def new_lease() -> str:

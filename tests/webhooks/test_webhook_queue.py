@@ -12,9 +12,12 @@ import pytest
 
 from settler_streams.adapters.postgres.projection import PositionMove, init_position, read_positions, write_batch
 from settler_streams.adapters.postgres.tenant_schemas import move
+from settler_streams.courier import lane as courier_lane
+from settler_streams.courier.lane import LaneRunner
+from settler_streams.courier.sender import Sender
 from settler_streams.errors import FencedError
 from settler_streams.services.webhooks import WebhookService
-from tests.webhooks.deliveries import FINISHED, courier, ended, finished, queue, somebody_waits
+from tests.webhooks.deliveries import FINISHED, courier, ended, finished, leased, queue, somebody_waits
 from tests.webhooks.endpoint import listening
 
 if TYPE_CHECKING:
@@ -158,3 +161,30 @@ async def test_ended_deliveries_are_tidied_away_in_their_time(
     assert [d.event_id for d in await ended(service, tenant, webhook_id, 1, until=lambda d: d.attempts == 1)] == [
         event.event_id
     ]
+
+
+async def test_a_quiet_webhook_is_visited_every_few_seconds_until_all_is_tidied_away(
+    pool: TenantConnectionPool,
+    settings: Settings,
+    service: WebhookService,
+    new_tenant: NewTenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(courier_lane, "TIDIED_MAX", 3)
+    tenant = await new_tenant()
+    webhook_id = (await service.create(tenant, URL)).webhook_id
+    async with pool.tenant(tenant) as tx:
+        await tx.execute(
+            "INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body, status, finished_at) "
+            "SELECT $1, $2, gen_random_uuid(), 't', '{}', 'delivered', now() - interval '8 days' "
+            "FROM generate_series(1, 8)",
+            tenant, webhook_id,
+        )  # fmt: skip
+    turns = []
+    async with Sender(settings) as sender:
+        for _ in range(3):
+            await LaneRunner(pool, sender, settings).serve(await leased(pool, tenant, webhook_id))
+            async with pool.tenant(tenant) as tx:
+                due_in = await tx.fetchval("SELECT due_at - now() FROM webhook_lanes WHERE webhook_id = $1", webhook_id)
+            turns.append((len(await queued(service, tenant, webhook_id)), due_in < dt.timedelta(seconds=10)))
+    assert turns == [(5, True), (2, True), (0, False)]

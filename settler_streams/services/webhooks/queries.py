@@ -159,13 +159,13 @@ LOCK_LANE: Final = """
 SELECT true FROM webhook_lanes WHERE tenant_id = $1 AND webhook_id = $2 AND lease_id = $3 FOR UPDATE
 """
 # A statement of its own after LOCK_LANE: it sees what was queued until the lock was there, and whoever queues later
-# makes the lane due after it. Each lane is visited once a day, if only to be tidied.
+# makes the lane due after it. Each lane is visited again in a while ($5), if only to be tidied.
 RELEASE_LANE: Final = """
 UPDATE webhook_lanes SET
     lease_id = NULL, leased_until = '-infinity', failures = $3::integer,
     failing_since = CASE WHEN $3::integer > 0 THEN coalesce(failing_since, now()) END,
     paused_until = now() + make_interval(secs => $4),
-    due_at = LEAST(now() + interval '1 day', (
+    due_at = LEAST(now() + make_interval(secs => $5), (
         SELECT min(next_attempt_at) FROM webhook_deliveries
         WHERE tenant_id = $1 AND webhook_id = $2 AND status = 'pending'
           AND EXISTS (SELECT FROM webhooks WHERE tenant_id = $1 AND id = $2 AND status = 'active')))
