@@ -17,6 +17,7 @@ from settler_streams.courier.lane import LaneRunner
 from settler_streams.courier.sender import Sender
 from settler_streams.errors import FencedError
 from settler_streams.services.webhooks import WebhookService
+from settler_streams.services.webhooks import service as webhook_service
 from tests.webhooks.deliveries import FINISHED, courier, ended, finished, leased, queue, somebody_waits
 from tests.webhooks.endpoint import listening
 
@@ -34,6 +35,17 @@ QUEUED_MAX = 50_000
 
 async def queued(service: WebhookService, tenant: TenantId, webhook_id: str) -> set[str]:
     return {delivery.event_id for delivery in await service.deliveries.recent(tenant, webhook_id, limit=1000)}
+
+
+async def deliver(pool: TenantConnectionPool, tenant: TenantId, webhook_id: str, count: int) -> None:
+    """As if so many events had been delivered eight days ago."""
+    async with pool.tenant(tenant) as tx:
+        await tx.execute(
+            "INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body, status, finished_at) "
+            "SELECT $1, $2, gen_random_uuid(), 't', '{}', 'delivered', now() - interval '8 days' "
+            "FROM generate_series(1, $3)",
+            tenant, webhook_id, count,
+        )  # fmt: skip
 
 
 async def test_an_event_is_queued_once_for_each_webhook_that_wants_it(
@@ -119,6 +131,36 @@ async def test_a_webhook_that_is_being_removed_costs_the_others_nothing(
     assert [webhook.id for webhook in await service.list(tenant)] == [kept]
 
 
+async def test_a_webhook_with_many_deliveries_is_removed_in_batches_for_which_nobody_waits(
+    pool: TenantConnectionPool, service: WebhookService, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_service, "REMOVED_MAX", 3)
+    tenant = await new_tenant()
+    kept, removed = [(await service.create(tenant, URL)).webhook_id for _ in range(2)]
+    await deliver(pool, tenant, removed, 8)
+    event = finished(tenant)
+    async with pool.tenant(tenant) as tx:
+        await tx.execute("SELECT FROM webhook_deliveries ORDER BY event_id DESC LIMIT 1 FOR UPDATE")
+        removing = asyncio.create_task(service.delete(tenant, removed))
+        await somebody_waits(pool)
+        await queue(pool, event)
+        removing.cancel()
+        await asyncio.wait([removing])
+    assert await queued(service, tenant, kept) == {event.event_id}
+    webhook = await service.get(tenant, removed)
+    assert (webhook.status, webhook.disabled_reason) == ("disabled", "removing")
+    assert len(await queued(service, tenant, removed)) == 2, "two batches of three had gone"
+    await service.delete(tenant, removed)
+    assert [webhook.id for webhook in await service.list(tenant)] == [kept]
+    async with pool.tenant(tenant) as tx:
+        assert await tx.fetchval("SELECT count(*) FROM webhook_deliveries WHERE webhook_id = $1", removed) == 0
+        assert await tx.fetchval("SELECT count(*) FROM webhook_lanes WHERE webhook_id = $1", removed) == 0
+        said = await tx.fetch(
+            "SELECT action FROM audit_logs WHERE subject = $1 ORDER BY recorded_at, id", f"webhook/{removed}"
+        )
+    assert [row["action"] for row in said] == ["webhook.created", "webhook.disabled", "webhook.removed"]
+
+
 async def test_the_position_moves_with_the_queue(
     pool: TenantConnectionPool, service: WebhookService, new_tenant: NewTenant
 ) -> None:
@@ -173,13 +215,7 @@ async def test_a_quiet_webhook_is_visited_every_few_seconds_until_all_is_tidied_
     monkeypatch.setattr(courier_lane, "TIDIED_MAX", 3)
     tenant = await new_tenant()
     webhook_id = (await service.create(tenant, URL)).webhook_id
-    async with pool.tenant(tenant) as tx:
-        await tx.execute(
-            "INSERT INTO webhook_deliveries (tenant_id, webhook_id, event_id, event_type, body, status, finished_at) "
-            "SELECT $1, $2, gen_random_uuid(), 't', '{}', 'delivered', now() - interval '8 days' "
-            "FROM generate_series(1, 8)",
-            tenant, webhook_id,
-        )  # fmt: skip
+    await deliver(pool, tenant, webhook_id, 8)
     turns = []
     async with Sender(settings) as sender:
         for _ in range(3):

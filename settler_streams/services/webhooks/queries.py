@@ -36,7 +36,9 @@ SET previous_secret_key_id = secret_key_id, previous_secret_encrypted = secret_e
     secret_key_id = $3, secret_encrypted = $4, updated_at = now()
 WHERE tenant_id = $1 AND id = $2
 """
-DELETE_WEBHOOK: Final = "DELETE FROM webhooks WHERE tenant_id = $1 AND id = $2 RETURNING url"
+# Whoever removes it waits for those who write its deliveries, and they for each batch that is removed.
+TAKE_WEBHOOK: Final = "SELECT url, status FROM webhooks WHERE tenant_id = $1 AND id = $2 FOR UPDATE"
+DELETE_WEBHOOK: Final = "DELETE FROM webhooks WHERE tenant_id = $1 AND id = $2"
 DELETE_LANE: Final = "DELETE FROM webhook_lanes WHERE tenant_id = $1 AND webhook_id = $2"
 WAKE_LANE: Final = """
 UPDATE webhook_lanes SET due_at = now(), failures = 0, failing_since = NULL, paused_until = '-infinity'
@@ -55,6 +57,11 @@ SELECT $1, $2, $3, $4, $5
 WHERE NOT EXISTS (
     SELECT FROM webhook_deliveries WHERE tenant_id = $1 AND webhook_id = $2 AND status = 'pending' AND event_type = $4)
 RETURNING true
+"""
+# In the order of an index, so that no batch sorts all that is left; their webhook is taken, so none moves meanwhile.
+DELETE_DELIVERIES: Final = """
+DELETE FROM webhook_deliveries WHERE tenant_id = $1 AND ctid = ANY (ARRAY(
+    SELECT ctid FROM webhook_deliveries WHERE tenant_id = $1 AND webhook_id = $2 ORDER BY event_id LIMIT $3))
 """
 LIST_DELIVERIES: Final = """
 SELECT webhook_id, event_id, event_type, status, attempts, queued_at, next_attempt_at, last_attempt_at, last_outcome,

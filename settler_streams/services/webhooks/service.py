@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 OVERLAP_S = 86_400
 """For a day after a rotation both secrets sign: a receiver that knows either accepts."""
 OVERLAP_S_MAX = 30 * 86_400
+REMOVED_MAX = 10_000
+"""Deliveries that one transaction of a removal deletes, in some tenths of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +203,35 @@ class WebhookService:
     async def delete(
         self, tenant_id: TenantId, webhook_id: str, *, actor: str = PLATFORM_ACTOR, request_id: str | None = None
     ) -> None:
-        """Remove a webhook and its deliveries, sent or not."""
+        """Remove a webhook and its deliveries, sent or not.
+
+        10,000 of them go in a transaction. If there are more, it is disabled with the first, for ``removing``, which is
+        a change of its own; from then on nobody waits for it. Stopped half-way it stays so, and the same call goes on.
+        """
         webhook_id = canonical_webhook(tenant_id, webhook_id)
+        while await self._delete_batch(tenant_id, webhook_id, actor, request_id):
+            pass
+
+    async def _delete_batch(self, tenant_id: TenantId, webhook_id: str, actor: str, request_id: str | None) -> bool:
+        """Delete some deliveries, and with the last of them the webhook; whether there may be more."""
         async with self._pool.tenant(tenant_id) as tx:
             await tenant_store.hold(tx, tenant_id)
-            url = await tx.fetchval(queries.DELETE_WEBHOOK, tenant_id, webhook_id)
-            if url is None:
+            webhook = await tx.fetchrow(queries.TAKE_WEBHOOK, tenant_id, webhook_id)
+            if webhook is None:
                 raise missing(tenant_id, webhook_id)
-            await tx.execute(queries.DELETE_LANE, tenant_id, webhook_id)
-            await changed(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before={"url": url})
+            deleted = await tx.execute(queries.DELETE_DELIVERIES, tenant_id, webhook_id, REMOVED_MAX)
+            if deleted != f"DELETE {REMOVED_MAX}":
+                await tx.execute(queries.DELETE_WEBHOOK, tenant_id, webhook_id)
+                await tx.execute(queries.DELETE_LANE, tenant_id, webhook_id)
+                before = {"url": webhook["url"]}
+                await changed(tx, tenant_id, webhook_id, "webhook.removed", actor, request_id, before=before)
+                return False
+            if webhook["status"] != "disabled":
+                # Nothing more is queued or sent, and whoever queues for others does not wait for the next batch.
+                await tx.execute(queries.SET_STATUS, tenant_id, webhook_id, "disabled", "removing")
+                after = {"status": "disabled", "reason": "removing"}
+                await changed(tx, tenant_id, webhook_id, "webhook.disabled", actor, request_id, after=after)
+            return True
 
 
 async def _set_status(
