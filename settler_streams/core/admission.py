@@ -172,8 +172,8 @@ class Admission(FoldLogic):
             return RejectReason.UNSUPPORTED_KIND
         if not self._flags.evaluate(flag, standing.members, request.user_id, default=True).enabled:
             return RejectReason.FLAG_DISABLED
-        if len(self._jobs) >= self._policy.open_jobs_max:
-            return RejectReason.POOL_FULL
+        if max(len(self._jobs), 2 * standing.levels[-1].usage.running) >= self._policy.open_jobs_max:
+            return RejectReason.POOL_FULL  # a root and its children leave half of the places to others
         return None
 
     def _pool_of(self, root: str) -> int:

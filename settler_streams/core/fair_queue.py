@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
     from settler_streams.ids import JobId, TenantId
 
-CONTESTED_BALANCE_MAX = 1_000 * CHARGED_US_MAX
-"""The most that a lane may be owed of the slot between the shares: one greatest job, so old turns are settled soon."""
+CONTESTED_BALANCE_MAX = 1_000 * 600_000_000
+"""The most that a lane may be owed of the slot between the shares: one job of ten minutes, so old turns are settled
+soon."""
 
 
 class FairQueue:

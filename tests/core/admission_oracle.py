@@ -95,7 +95,8 @@ class Oracle:
             return RejectReason.UNSUPPORTED_KIND
         if not self.flags.get(f"jobs.{request.kind}", (0, True))[1]:
             return RejectReason.FLAG_DISABLED
-        if len(self.open) >= self.open_jobs_max:
+        of_root = sum(members[-1] == chain[-1] for members, _ in self.open.values())
+        if len(self.open) >= self.open_jobs_max or of_root >= self.open_jobs_max / 2:
             return RejectReason.POOL_FULL
         reason = None if accounts[0].config.tier is TenantTier.ENTERPRISE else self._over(accounts, now_ms)
         if reason is None:

@@ -112,7 +112,7 @@ class Oracle:
 
     def pay_contested(self, lane, cost_us):
         self.balance += cost_us * (1000 - self.reserved) if lane else -cost_us * self.reserved
-        limit = 1000 * CHARGED_US_MAX
+        limit = 1000 * 600_000_000
         self.balance = sorted((-limit, self.balance, limit))[1]
 
     def dispatch(self):

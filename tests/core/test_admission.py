@@ -456,14 +456,21 @@ def test_only_flags_that_gate_jobs_are_kept(name, kept):
     assert sum(key.startswith("flag/") for key in fold.stored()) == kept
 
 
-def test_the_partitions_bound_holds_for_every_tier():
-    fold = known((BIG, {"tier": TenantTier.ENTERPRISE}), (FLAT, {}))
-    for number in range(OPEN_JOBS_MAX):
+def test_the_partitions_bound_holds_for_every_tier_and_a_root_has_half_of_it():
+    fold = known(
+        (BIG, {"tier": TenantTier.ENTERPRISE}), (ROOT, {"tier": TenantTier.ENTERPRISE}), (CHILD, {}), (FLAT, {})
+    )
+    for number in range(OPEN_JOBS_MAX // 2):
         assert ask(fold, BIG, f"j{number}").admitted
     assert ask(fold, BIG, "x").reason is RejectReason.POOL_FULL
-    assert ask(fold, FLAT, "y").reason is RejectReason.POOL_FULL
+    assert ask(fold, ROOT, "r").admitted
+    for number in range(OPEN_JOBS_MAX // 2 - 1):
+        assert ask(fold, CHILD, f"c{number}").admitted
+    for tenant in (CHILD, ROOT, FLAT):
+        assert ask(fold, tenant, f"{tenant} more").reason is RejectReason.POOL_FULL
+    assert ask(fold, FLAT, "z").reason is RejectReason.POOL_FULL
     fold.feed(finish(uid("j0")), BIG)
-    assert ask(fold, FLAT, "z").admitted
+    assert ask(fold, FLAT, "again").admitted
 
 
 def test_a_result_releases_once_at_every_level():
@@ -527,7 +534,7 @@ def test_a_change_of_tier_is_announced_acknowledged_and_holds_at_once():
 
 
 def test_a_new_rate_pays_for_no_past_time():
-    fold = known((FLAT, {"quotas": {QuotaType.RATE_LIMIT: 0}, "burst": 5}))
+    fold = known((FLAT, {"quotas": {QuotaType.RATE_LIMIT: 0}, "burst": 5}), open_jobs_max=100)
     for number in range(5):
         assert ask(fold, FLAT, f"j{number}").admitted
     fold.now_ms += 3_600_000

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settler_streams.core.fair_queue import FairQueue
-from settler_streams.core.pool_values import Contract, QueuedJob
+from settler_streams.core.pool_values import CHARGED_US_MAX, Contract, QueuedJob
 from settler_streams.core.waiting import explain, lag_against_bound
 
 SECOND_US = 1_000_000
@@ -117,6 +117,18 @@ def test_a_lie_about_costs_gains_nothing_in_the_long_run(estimate_us):
     assert pool.work_us["liar"] <= pool.work_us["honest"] + 8 * SECOND_US
     if estimate_us <= SECOND_US:
         assert pool.work_us["liar"] >= pool.work_us["honest"] - 8 * SECOND_US
+
+
+def test_estimates_far_too_high_that_are_refunded_keep_nobody_waiting_for_long():
+    """Alone in its lane, a tenant raises the virtual time by them, at which every newcomer begins."""
+    pool = Pool(8)
+    pool.submit("liar", 2 * SECOND_US, estimate_us=86_400 * SECOND_US, count=8)
+    pool.submit("liar", SECOND_US, count=4_000)
+    pool.run(10 * SECOND_US)
+    pool.submit("quiet", SECOND_US)
+    pool.run(400 * SECOND_US)
+    (wait_us,) = pool.waits_us["quiet"]
+    assert wait_us <= CHARGED_US_MAX
 
 
 def quiet_waits(flood, *, slots=4, enterprise=False):
