@@ -22,9 +22,9 @@ def new_logic(state: State, partition: int, _topology: Topology) -> NoisyNeighbo
     return NoisyNeighbour(state, partition)
 
 
-def new_detector(state: State, _partition: int, _topology: Topology) -> NoisyDetector:
-    """The detector: there is one."""
-    return NoisyDetector(state)
+def new_detector(state: State, _partition: int, topology: Topology) -> NoisyDetector:
+    """The detector: there is one, and it waits for every partition's sums."""
+    return NoisyDetector(state, topology.fold_partitions(ROLE))
 
 
 async def noisy_neighbour(batches: Batches) -> None:

@@ -1,8 +1,9 @@
 """Noisy neighbours, in two folds: each partition sums its tenants' usage, one detector judges all tenants together.
 
 The partition fold keeps one value per tenant and window, and sends a window's sums on at every tick after which they
-have changed. The detector takes the newest sums of each partition, and judges a window once it can no longer change.
-What is judged, and how, lies in :mod:`.neighbours`.
+have changed; of each new window at its first tick, be there sums or none, so that an idle partition differs from one
+that stands still. The detector takes the newest sums of each partition, and judges a window once all partitions are
+past it. What is judged, and how, lies in :mod:`.neighbours`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ from settler_streams.events import (
 from settler_streams.ids import PLATFORM, TenantId, canonical_tenant
 
 GRID = Windows(width_ms=2_000, kept=8, lateness_ms=2_000)
-"""Windows of two seconds that may be corrected for two more: a verdict on three of five comes within ten seconds."""
+"""Windows of two seconds that may be corrected for two more: a verdict on three of five comes within ten seconds, or as
+much later as a partition is late."""
 POLICY = NoisePolicy(floors=(20, 2_000_000, 2 * 1_048_576))
 """Floors per window of two seconds: ten requests a second, one executor kept busy, 1 MiB/s."""
 TICK_MS = 1_000
 """A partition sends a window's last sums with the tick after it; the detector waits that long before it judges."""
+STANDSTILL_MS = 40_000
+"""How long the detector waits for a partition that stands still, longer than a takeover takes (10 to 35 s). One that is
+gone for good must not stop detection: from then on windows are judged that late, and without it."""
 COUNT_MAX = 2**63 - 1
 """What an event can hold; a sum stops there, which is far beyond every floor and changes no verdict."""
 CHUNK_TENANTS_MAX = 4_000
@@ -52,9 +57,10 @@ class WindowSum(Value, frozen=True, array_like=True):
 
 
 class Rounds(Value, frozen=True, array_like=True):
-    """How many rounds of partials have been sent."""
+    """How many rounds of partials have been sent, and the newest window that was told."""
 
     sent: int
+    told: int = -1
 
 
 class NoisyNeighbour(FoldLogic):
@@ -67,6 +73,7 @@ class NoisyNeighbour(FoldLogic):
         self._partition = partition
         rounds = value_of(state, "rounds/", Rounds)
         self._round = rounds.sent if rounds else 0
+        self._told = rounds.told if rounds else -1
         self._tenants: dict[int, dict[TenantId, None]] = {}
         self._unsent: set[int] = set()
         for key, value in state.items():
@@ -93,9 +100,14 @@ class NoisyNeighbour(FoldLogic):
                 raise RecordError("misplaced", f"the noisy-neighbour fold has no use for {other.event_type}")
 
     def _add(self, record: Record, event_ms: int, now_ms: int, **amounts: int) -> Outcome:
-        """Count an amount in its window: too late counts in the oldest open one, the future in the present one."""
+        """Count an amount in its window: too late counts in the oldest open one, the future in the present one.
+
+        A tick closes windows, and time alone does not: after a standstill one input is folded after another, and the
+        first takes the clock to its end before the next begins.
+        """
         tenant, root = record.event.tenantid, _root_of(record)
-        window = min(max(event_ms // GRID.width_ms, GRID.open_from(now_ms)), now_ms // GRID.width_ms)
+        oldest = GRID.open_from(max(self._told * GRID.width_ms, now_ms - STANDSTILL_MS))
+        window = min(max(event_ms // GRID.width_ms, oldest), now_ms // GRID.width_ms)
         key = f"sum/{window}/{tenant}"
         before = value_of(self._state, key, WindowSum) or WindowSum(root)
         self._tenants.setdefault(window, {})[tenant] = None
@@ -104,19 +116,24 @@ class NoisyNeighbour(FoldLogic):
         return Outcome({key: msgspec.structs.replace(before, changed_in=self._round, **grown)})
 
     def _tick(self, record: Record, now_ms: int) -> Outcome:
+        """Send what has changed, oldest window first, and the present window once in any case: it says that no window
+        which it closes will change any more."""
+        if now_ms // GRID.width_ms > self._told:
+            self._told = now_ms // GRID.width_ms
+            self._unsent.add(self._told)
         emits = [emit for window in sorted(self._unsent) for emit in self._partials(window, record.offset)]
         changes: dict[str, Value | None] = {}
         if self._unsent:
             self._unsent.clear()
             self._round += 1
-            changes["rounds/"] = Rounds(self._round)
+            changes["rounds/"] = Rounds(self._round, self._told)
         for window in [w for w in self._tenants if w <= now_ms // GRID.width_ms - GRID.kept]:
             changes.update(dict.fromkeys((f"sum/{window}/{tenant}" for tenant in self._tenants.pop(window)), None))
         return Outcome(changes, tuple(emits))
 
     def _partials(self, window: int, revision: int) -> Iterable[Emit]:
-        tenants = sorted(self._tenants[window])
-        for chunk, start in enumerate(range(0, len(tenants), CHUNK_TENANTS_MAX)):
+        tenants = sorted(self._tenants.get(window, ()))
+        for chunk, start in enumerate(range(0, len(tenants) or 1, CHUNK_TENANTS_MAX)):
             sums = tuple(self._sum_of(window, tenant) for tenant in tenants[start : start + CHUNK_TENANTS_MAX])
             partial = UsagePartial(
                 partition=self._partition,
@@ -167,9 +184,10 @@ class TenantWatch(Value, frozen=True, array_like=True):
 
 
 class Judged(Value, frozen=True, array_like=True):
-    """The last window that was judged."""
+    """The last window that was judged, and the newest one heard of each partition."""
 
     window: int
+    heard: tuple[int, ...] = ()
 
 
 class NoisyDetector(FoldLogic):
@@ -182,15 +200,16 @@ class NoisyDetector(FoldLogic):
         "judged": Judged,
     }
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, partitions: int) -> None:
         self._state = state
         self._partials: dict[int, set[str]] = {}
         for key in state:
             if key.startswith("partial/"):
                 self._partials.setdefault(int(key.split("/")[1]), set()).add(key)
         self._watched = {key for key in state if key.startswith("watch/")}
-        judged = value_of(state, "judged/", Judged)
-        self._judged = judged.window if judged else -1
+        judged = value_of(state, "judged/", Judged) or Judged(-1)
+        self._judged = judged.window
+        self._heard = [*judged.heard, *[-1] * partitions][:partitions]
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Take one partial, or judge what is due; see :class:`~settler_streams.core.fold.FoldLogic`."""
@@ -207,31 +226,46 @@ class NoisyDetector(FoldLogic):
         window = partial.window_start_ms // GRID.width_ms
         key = f"partial/{window}/{partial.partition}/{partial.chunk}"
         known = value_of(self._state, key, Partial)
-        if window <= self._judged or (known is not None and known.revision >= partial.revision):
-            return NOTHING
-        self._partials.setdefault(window, set()).add(key)
-        sums = tuple(
-            (TenantId(s.tenant), TenantId(s.root), s.requests, s.worker_us, s.storage_bytes) for s in partial.sums
-        )
-        return Outcome({key: Partial(partial.revision, sums)})
+        changes: dict[str, Value | None] = {}
+        if partial.partition < len(self._heard) and self._heard[partial.partition] < window:
+            self._heard[partial.partition] = window
+            changes["judged/"] = Judged(self._judged, tuple(self._heard))
+        # Nothing is stored of one without sums: it is the first of its window, and replaces none.
+        if partial.sums and window > self._judged and (known is None or known.revision < partial.revision):
+            self._partials.setdefault(window, set()).add(key)
+            sums = tuple(
+                (TenantId(s.tenant), TenantId(s.root), s.requests, s.worker_us, s.storage_bytes) for s in partial.sums
+            )
+            changes[key] = Partial(partial.revision, sums)
+        return Outcome(changes) if changes else NOTHING
+
+    def _last_closed(self, now_ms: int) -> int:
+        """The newest window that no partition will change any more, or will not be waited for.
+
+        A partition tells its windows in order, so whoever has told one has told all before it that are closed by then.
+        """
+        told_ms = min(self._heard) * GRID.width_ms
+        return GRID.open_from(min(now_ms - TICK_MS, max(told_ms, now_ms - STANDSTILL_MS))) - 1
 
     def _judge_due(self, now_ms: int) -> Outcome:
         """Judge, oldest first, every window that can no longer change; one without usage is judged too."""
-        last_closed = GRID.open_from(now_ms - TICK_MS) - 1
+        last_closed = self._last_closed(now_ms)
         if last_closed <= self._judged:
             return NOTHING
-        first = max(self._judged + 1, last_closed - POLICY.of - POLICY.quiet)
+        first = max(self._judged + 1, last_closed - STANDSTILL_MS // GRID.width_ms)
         watches = self._watches()
         roots = {tenant: value.root for (_, tenant), value in watches.items()}
         since = {key: value.noisy_since_ms for key, value in watches.items()}
         current = {key: value.watch for key, value in watches.items()}
-        changes: dict[str, Value | None] = {"judged/": Judged(last_closed)}
+        changes: dict[str, Value | None] = {"judged/": Judged(last_closed, tuple(self._heard))}
         emits: list[Emit] = []
         for window in range(first, last_closed + 1):
             usage = self._usage(window, roots)
-            current, verdicts = step(current, usage, len(roots), POLICY)
+            # Of this window alone, so that it does not matter how many are judged at a tick.
+            tenants = len({tenant for _, tenant in current}.union(*usage.values()))
+            current, verdicts = step(current, usage, tenants, POLICY)
             for verdict in verdicts:
-                emits.append(_signal(verdict, window, roots, since))
+                emits.append(_signal(verdict, window, tenants, roots, since))
                 since[verdict.resource, verdict.tenant] = window * GRID.width_ms if verdict.noisy else 0
         for window in [w for w in self._partials if w <= last_closed]:
             changes.update(dict.fromkeys(self._partials.pop(window), None))
@@ -276,6 +310,7 @@ class NoisyDetector(FoldLogic):
 def _signal(
     verdict: NoiseVerdict,
     window: int,
+    tenants: int,
     roots: Mapping[TenantId, TenantId],
     since: Mapping[tuple[str, TenantId], int],
 ) -> Emit:
@@ -288,7 +323,7 @@ def _signal(
             used=min(verdict.usage, COUNT_MAX),
             others_average=min(verdict.others_average, COUNT_MAX),
             ratio_per_mille=None if verdict.ratio_per_mille is None else min(verdict.ratio_per_mille, COUNT_MAX),
-            tenants=len(roots),
+            tenants=tenants,
         )
     else:
         began_ms = since.get((verdict.resource, verdict.tenant), 0)

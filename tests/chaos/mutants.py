@@ -232,7 +232,7 @@ def _window_off(recording: Recording, chance: random.Random) -> Recording:
     newest = {}
     for entry in recording.of_type("usage-partials", "settler.usage.partial.v1"):
         newest[entry.data["partition"], entry.data["window_start_ms"]] = entry
-    victim = chance.choice(list(newest.values()))
+    victim = chance.choice([entry for entry in newest.values() if entry.data["sums"]])
     event = json.loads(victim.value or b"")
     event["data"]["sums"][0]["requests"] = event["data"]["sums"][0].get("requests", 0) + 1
     log = [_copy(e, event) if e is victim else e for e in recording.logs["usage-partials"][0]]

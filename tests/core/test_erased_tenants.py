@@ -352,7 +352,7 @@ def test_the_compacted_flag_state_gets_a_tombstone_for_each_key_that_was_written
 
 def test_the_noisy_neighbour_folds_forget_a_tenant_by_themselves():
     """Their windows end, so they need not be told: what an erased tenant used is gone within a minute."""
-    fold, detector = Fold(lambda state: NoisyNeighbour(state, 0)), Fold(NoisyDetector)
+    fold, detector = Fold(lambda state: NoisyNeighbour(state, 0)), Fold(lambda state: NoisyDetector(state, 1))
     used = UsageRecorded(resource=Resource.STORAGE_BYTES, quantity=100 * 2**20)
     for second in range(60):
         if second < 12:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from settler_streams.agents import noisy_neighbour
 from settler_streams.core import noise
-from settler_streams.core.noise import GRID, POLICY, TICK_MS, NoisyDetector, NoisyNeighbour
+from settler_streams.core.noise import GRID, POLICY, STANDSTILL_MS, TICK_MS, NoisyDetector, NoisyNeighbour, Rounds
 from settler_streams.events import (
     ClockTick,
     JobCancelRequested,
@@ -28,6 +30,7 @@ from settler_streams.events import (
     envelope,
 )
 from settler_streams.ids import PLATFORM, derived_id
+from settler_streams.topology import load_topology
 from tests.core.harness import START_MS, Fold, uid
 
 TENANTS = [uid(f"tenant {n}") for n in range(6)]
@@ -120,11 +123,11 @@ def input_of(fold, step):
     return fold.record(TICK)
 
 
-def count(wanted, fold, step):
-    """The oracle: every amount in the window of its time, clamped to those that are still open."""
+def count(wanted, fold, step, ticked_ms):
+    """The oracle: every amount in the window of its time, clamped to those that were still open at the last tick."""
     if step[0] not in ("decided", "done", "stored"):
         return
-    oldest = (fold.now_ms - GRID.lateness_ms) // GRID.width_ms
+    oldest = (max(ticked_ms, fold.now_ms - STANDSTILL_MS) - GRID.lateness_ms) // GRID.width_ms
     window = min(max((fold.now_ms + step[2]) // GRID.width_ms, oldest), fold.now_ms // GRID.width_ms)
     name = {"decided": "requests", "done": "worker_us", "stored": "storage_bytes"}[step[0]]
     sums = wanted.setdefault((window, step[1]), Counter())
@@ -136,7 +139,7 @@ def count(wanted, fold, step):
 def test_partials_carry_every_amount_once_and_restarts_change_nothing(sequence, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "CHUNK_TENANTS_MAX", chunk)
-        fold, restarted, spared, wanted = new_partition(), new_partition(), new_partition(), {}
+        fold, restarted, spared, wanted, ticked_ms = new_partition(), new_partition(), new_partition(), {}, 0
         for step in [*sequence, ("tick",)]:
             if step[0] == "later":
                 fold.now_ms += step[1]
@@ -147,7 +150,9 @@ def test_partials_carry_every_amount_once_and_restarts_change_nothing(sequence, 
                 record = input_of(fold, step)
                 fold.fold(record)
                 restarted.fold(record)
-                count(wanted, fold, step)
+                count(wanted, fold, step, ticked_ms)
+                if step[0] == "tick":
+                    ticked_ms = fold.now_ms
                 if step[0] not in ("misplaced", "foreign"):
                     spared.fold(record)
         partials = [emit.data for emit in fold.emitted(UsagePartial)]
@@ -161,6 +166,7 @@ def test_partials_carry_every_amount_once_and_restarts_change_nothing(sequence, 
 
 def test_a_tick_that_is_in_the_log_twice_sends_partials_under_different_ids():
     fold, ids = new_partition(), []
+    fold.feed(TICK)
     for number in range(2):
         fold.feed(decided(fold.now_ms), TENANTS[number])
         tick = fold.record(TICK, PLATFORM, event_id=uid("tick"))
@@ -173,8 +179,37 @@ def test_old_windows_are_forgotten():
     fold.feed(decided(fold.now_ms), TENANTS[0], key=ROOT)
     fold.feed(TICK)
     fold.now_ms += GRID.kept * GRID.width_ms
-    assert fold.feed(TICK) == (), "nothing has changed"
+    assert all(not emit.data.sums for emit in fold.feed(TICK)), "nothing has changed"
     assert [key for key in fold.state if key.startswith("sum/")] == []
+
+
+def test_of_each_window_an_idle_partition_says_once_that_it_is_empty():
+    fold, said = new_partition(), []
+    for second in range(4):
+        fold.now_ms = START_MS + 1_000 * second
+        for _ in range(2):
+            said += [(emit.data.window_start_ms, emit.data.sums) for emit in fold.feed(TICK)]
+        fold.restart()
+    assert said == [(START_MS, ()), (START_MS + GRID.width_ms, ())]
+    fold.feed(decided(fold.now_ms), TENANTS[0], key=ROOT)
+    assert [len(emit.data.sums) for emit in fold.feed(TICK)] == [1], "and sends its sums once there are some"
+    event = envelope(
+        fold.emitted(UsagePartial)[0].data,
+        event_id=uid("e"),
+        source="/s",
+        tenant=PLATFORM,
+        time=fold.record(TICK).event.time,
+    )
+    assert decode(encode(event)) == event
+
+
+def test_a_partition_that_had_not_said_so_before_goes_on():
+    """Stored by the version that told no empty windows."""
+    fold = new_partition()
+    fold.feed(decided(fold.now_ms), TENANTS[0], key=ROOT)
+    fold.state.apply({"rounds/": Rounds(0)})
+    fold.restart()
+    assert [len(emit.data.sums) for emit in fold.feed(TICK)] == [1]
 
 
 def test_every_partial_is_an_event_that_the_detector_can_read():
@@ -202,9 +237,16 @@ def partial(window, sums, revision=1, partition=0, chunk=0):
     )
 
 
+PARTITIONS = 3
+CLOSING = 1 + GRID.lateness_ms // GRID.width_ms
+"""So many windows later a window is closed."""
+
+
 def judge(fold, window):
-    """Tick when ``window`` has just become final."""
+    """Tick when ``window`` has just become final, and every partition has said so."""
     fold.now_ms = (window + 1) * GRID.width_ms + GRID.lateness_ms + TICK_MS
+    for number in range(PARTITIONS):
+        fold.feed(partial(window + CLOSING, {}, 0, number))
     return [emit.data for emit in fold.feed(TICK)]
 
 
@@ -219,7 +261,7 @@ def run(fold, usage_by_window, first=WINDOW):
 
 
 def new_detector():
-    return Fold(NoisyDetector)
+    return Fold(lambda state: NoisyDetector(state, PARTITIONS))
 
 
 LOUD = {TENANTS[0]: 400} | dict.fromkeys(TENANTS[1:], 100)
@@ -279,6 +321,8 @@ def test_a_window_is_judged_only_when_it_can_no_longer_change():
         fold.feed(partial(window, LOUD))
     final_ms = (WINDOW + 3) * GRID.width_ms + GRID.lateness_ms + TICK_MS
     fold.now_ms = final_ms - 1
+    for number in range(PARTITIONS):
+        fold.feed(partial(WINDOW + 2 + CLOSING, {}, 0, number))
     assert fold.feed(TICK) == ()
     fold.now_ms = final_ms
     assert len(fold.feed(TICK)) == 1
@@ -304,6 +348,24 @@ def test_ratios_that_no_event_can_hold_are_cut():
     (emit,) = fold.emitted(TenantNoisy)
     event = envelope(emit.data, event_id=uid("e"), source="/s", tenant=PLATFORM, time=fold.record(TICK).event.time)
     assert decode(encode(event)) == event
+
+
+waiting = st.lists(st.dictionaries(tenants, st.sampled_from([0, 20, 70, 400])), max_size=STANDSTILL_MS // GRID.width_ms)
+
+
+@settings(max_examples=150, deadline=None)
+@given(waiting)
+@example([LOUD] * 3 + [EVEN] * 17)
+@example([{TENANTS[4]: 15}] + [{TENANTS[0]: 70, TENANTS[1]: 20}] * 3)
+def test_it_does_not_matter_how_many_windows_are_judged_at_a_tick(windows):
+    """As many as a standstill may leave."""
+    by_one, at_once = new_detector(), new_detector()
+    run(by_one, windows)
+    for window, sums in enumerate(windows, start=WINDOW):
+        at_once.feed(partial(window, sums))
+    judge(at_once, WINDOW + len(windows) - 1)
+    for kind in (TenantNoisy, TenantQuiet):
+        assert at_once.emitted(kind) == by_one.emitted(kind)
 
 
 deliveries = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(1, 4)), min_size=1, max_size=12)
@@ -334,6 +396,7 @@ def test_partials_are_idempotent_and_their_order_does_not_matter(data, sent):
 
 detector_steps = st.lists(
     st.one_of(
+        st.tuples(st.just("idle"), st.integers(-1, 3), st.integers(0, PARTITIONS)),
         st.tuples(st.just("partial"), st.integers(-1, 3), st.integers(0, 2), st.integers(1, 9), st.integers(0, 5)),
         st.tuples(st.just("partial"), st.integers(-1, 3), st.integers(0, 2), st.integers(1, 9), st.just(0)),
         st.tuples(st.just("tick")),
@@ -362,6 +425,8 @@ def test_the_detector_is_the_same_after_any_restart(sequence):
             case ("partial", off, partition, revision, loud):
                 sums = dict.fromkeys(TENANTS, 100) | {TENANTS[loud]: 1_000}
                 record = fold.record(partial(fold.now_ms // GRID.width_ms + off, sums, revision, partition))
+            case ("idle", off, partition):
+                record = fold.record(partial(fold.now_ms // GRID.width_ms + off, {}, 0, partition))
             case ("misplaced",):
                 record = fold.record(decided(0))
             case _:
@@ -377,3 +442,26 @@ def test_the_detector_is_the_same_after_any_restart(sequence):
         assert states.get(place) is not type(emit.data), "noisy and quiet take turns"
         assert place in states or isinstance(emit.data, TenantNoisy)
         states[place] = type(emit.data)
+
+
+def test_the_detector_waits_for_every_tenant_partition():
+    topology = load_topology()
+    fold = Fold(lambda state: noisy_neighbour.new_detector(state, 0, topology))
+    fold.now_ms += STANDSTILL_MS // 2 + TICK_MS
+    now = fold.now_ms // GRID.width_ms
+    judged = []
+    for number in range(topology.tenant_partitions):
+        fold.feed(partial(now, {}, 0, number))
+        fold.feed(TICK)
+        judged.append(fold.state["judged/"].window)
+    assert judged[-1] == now - CLOSING
+    assert set(judged[:-1]) == {(fold.now_ms - STANDSTILL_MS - GRID.lateness_ms) // GRID.width_ms - 1}
+
+
+def test_a_detector_that_had_heard_of_no_partition_goes_on():
+    """Stored by the version that judged by its own ticks: one window."""
+    fold = new_detector()
+    assert run(fold, [LOUD] * 3) == [(2, TenantNoisy)]
+    fold.state.apply({"judged/": fold.codec.decode("judged/", b"\x01\x91" + msgspec.msgpack.encode(WINDOW + 2))})
+    fold.restart()
+    assert run(fold, [EVEN] * 5, first=WINDOW + 3) == [(4, TenantQuiet)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from settler_streams.core.fold import CLOCK_KEY
 from tests.simulation.committed import CommittedLog
-from tests.simulation.ledger import AdmissionBooks, JobBooks, check_homes
+from tests.simulation.ledger import AdmissionBooks, JobBooks, check_homes, check_windows
 from tests.simulation.refold import Refold
 from tests.simulation.world import DEPLOYMENT, TOPOLOGY, World, simulate
 
@@ -17,6 +17,7 @@ def violations_of(world: World) -> list[str]:
     jobs = JobBooks(log, report)
     jobs.check()
     check_homes(log, report)
+    check_windows(log, report)
     decided: list[str] = []
     for role in world.roles:
         for partition in range(TOPOLOGY.fold_partitions(role)):

@@ -25,6 +25,7 @@ from settler_streams.events import (
     RejectReason,
     TenantChanged,
     TenantTier,
+    UsagePartial,
     UsageRecorded,
     decode,
 )
@@ -36,6 +37,8 @@ from tests.simulation.refold import Folded, Refold
 from tests.simulation.workload import CHILDREN, PARTITIONS, ROOTS
 
 Report = Callable[[str], None]
+WINDOWS_OPEN = 2
+"""Of sums: the present one and the one before it may still change."""
 OPEN_JOBS_MAX = load_tiers().pool_queue_max // PARTITIONS
 ROOT_OF = {**dict(zip(CHILDREN, ROOTS, strict=True)), **{root: root for root in ROOTS}}
 
@@ -201,3 +204,15 @@ def check_homes(log: CommittedLog, report: Report) -> None:
             tenant, key = decode(raw.value).tenantid, raw.key.decode()
             if (key, partition_of(key, PARTITIONS)) != (ROOT_OF.get(tenant, tenant), raw.partition):
                 report(f"{topic}: an event of {tenant} lies under {key} in {raw.partition}")
+
+
+def check_windows(log: CommittedLog, report: Report) -> None:
+    """Who has told a window says nothing more of those that are closed by then; the detector judges them at once."""
+    told: dict[int, int] = {}
+    for event in log.events("usage-partials", UsagePartial):
+        partial = event.data
+        assert isinstance(partial, UsagePartial)
+        window = partial.window_start_ms // partial.window_ms
+        newest = told[partial.partition] = max(window, told.get(partial.partition, window))
+        if window <= newest - WINDOWS_OPEN:
+            report(f"usage-partials: partition {partial.partition} tells window {window} after window {newest}")
