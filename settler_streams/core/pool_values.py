@@ -15,8 +15,8 @@ weight errs by less than 0.01 us per job. A tag fits 64 bits for 2,900 years of 
 
 CHARGED_US_MAX = 10_000_000
 """The most that an estimate may charge in advance, ten seconds. Alone in its lane, a tenant raises the virtual time by
-it, and is refunded later what was too much. So this bounds the credit that it can make for itself, and how much longer a
-newcomer waits behind it; what a job costs beyond it is charged when it has been measured."""
+it, and is refunded later what was too much. So this bounds the credit that it can make for itself, and how much longer
+a newcomer waits behind it; what a job costs beyond it is charged when it has been measured."""
 
 
 class Contract(msgspec.Struct, frozen=True, array_like=True, gc=False):

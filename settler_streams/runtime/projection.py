@@ -186,7 +186,11 @@ class ProjectionStep:
         self._observation.committed(sum(len(raws) for raws in self._records.values()))
 
     def decode(self) -> Iterator[Record]:
-        """The batch's records in order; what cannot be decoded becomes a dead letter."""
+        """The batch's records in order; what cannot be decoded becomes a dead letter.
+
+        The offset of one that was redriven is the first that it had: rows are ordered by it, and those of later records
+        stand. Positions are by what lies in Kafka.
+        """
         prefix = len(self._session.spec.deployment) + 1
         for tp, raws in self._records.items():
             self._current = self._effects[tp]
@@ -199,7 +203,8 @@ class ProjectionStep:
                     self._refuse(error)
                     self._current.append(())
                     continue
-                yield Record(topic, tp.partition, raw.offset, key, event, traceparent_of(raw))
+                offset = deadletters.first_offset(dict(raw.headers or ()), raw.offset)
+                yield Record(topic, tp.partition, offset, key, event, traceparent_of(raw))
 
     @property
     def raw(self) -> Raw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,11 +15,15 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from settler_streams.adapters.kafka import dead_letter_form as form
+from settler_streams.adapters.kafka import dead_letters
 from settler_streams.adapters.kafka.cluster import Cluster
+from settler_streams.adapters.kafka.dead_letters import Selection
+from settler_streams.adapters.postgres.effects import Effect
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.agents.recorder import effects_of
-from settler_streams.errors import FencedError, StateError
+from settler_streams.core.fold import Record
+from settler_streams.errors import FencedError, RecordError, StateError
 from settler_streams.events import ClockTick, JobDecided, QueuePriority
 from settler_streams.ids import TenantId
 from settler_streams.runtime import projection
@@ -175,6 +179,28 @@ async def test_what_cannot_be_written_is_a_dead_letter_and_the_rest_is_written(
     assert {letter[form.ROLE] for letter in letters} == {b"recorder"}
 
 
+async def test_what_is_redriven_does_not_replace_what_was_written_since(
+    log: KafkaLog, pool: TenantConnectionPool, opened: Open, partition: int
+) -> None:
+    """However often it is refused and redriven; where nothing newer was written, it is what counts."""
+    tenant, overtaken, alone = tenant_in(partition), new_id(), new_id()
+    session = await opened()
+    await decide(log, partition, [(tenant, {"job_id": job, "admitted": False}) for job in (overtaken, alone)])
+
+    await project(session, await arrived(log, session), refusing)
+    await decide(log, partition, [(tenant, {"job_id": overtaken})])
+    await project(session, await arrived(log, session))
+    await redrive(log, partition, 2)
+    await project(session, await arrived(log, session), refusing)
+    await redrive(log, partition, 2)
+    redriven = await arrived(log, session)
+    await project(session, redriven)
+
+    rows = {str(row["job_id"]): (row["decision"], row["decision_version"]) for row in await jobs(pool, tenant)}
+    assert rows == {overtaken: ("admitted", 2), alone: ("rejected", 1)}
+    assert session.positions[tp(log, partition)] == redriven[tp(log, partition)][-1].offset + 1 > 6
+
+
 async def test_a_position_outside_of_the_log_stops_the_projection(log: KafkaLog, opened: Open, partition: int) -> None:
     await opened()
     await decide(log, partition, [(tenant_in(partition), {})] * 3)
@@ -197,11 +223,25 @@ async def test_a_topic_that_was_made_again_stops_the_projection(log: KafkaLog, o
         await opened()
 
 
-async def project(session: ProjectionSession, records: Records) -> None:
+async def project(
+    session: ProjectionSession, records: Records, effects: Callable[[Record], Sequence[Effect]] = effects_of
+) -> None:
     """One step, as the recorder does it."""
     async with session.new_step(records) as step:
         for record in step.decode():
-            step.write(step.project(effects_of, record))
+            step.write(step.project(effects, record))
+
+
+def refusing(_record: Record) -> Sequence[Effect]:
+    """As a recorder that does not know the event yet."""
+    raise RecordError("unknown-type", "not yet")
+
+
+async def redrive(log: KafkaLog, partition: int, expected: int) -> None:
+    chosen = Selection(tenant=tenant_in(partition))
+    redriven = await dead_letters.redrive(log.settings, log.topology, chosen, limit=10, rate_per_s=100)
+    assert len(redriven.sent) == expected
+    await log.read("job-decisions", [partition])  # a commit is answered a moment before what it covers can be read
 
 
 async def decide(log: KafkaLog, partition: int, decisions: list[tuple[TenantId, dict[str, Any]]]) -> None:

@@ -26,6 +26,8 @@ KEY = "dl-key"
 """The record's own key; absent if it had none."""
 REDRIVEN = "dl-redriven"
 """On a marker beside the dead letters, and on nothing else: the offset of the one that has been redriven."""
+REDRIVEN_OFFSET = "redriven-offset"
+"""On a record that has been redriven: the offset at which it lay first. It stays if the record is refused again."""
 CUT = "dl-cut"
 """On a dead letter that holds the beginning of its record only: the bytes of the whole, which is where it came from."""
 BYTES_MAX = 3 * 2**20
@@ -39,6 +41,8 @@ ATTEMPTS_MAX = 5
 
 ATTEMPTS_DIGITS_MAX = 9
 """More digits than any honest count; a header is whatever a producer puts there."""
+OFFSET_DIGITS_MAX = 19
+"""Offsets have 63 bits."""
 
 Headers = list[tuple[str, bytes]]
 
@@ -92,3 +96,13 @@ def attempts_of(headers: Mapping[str, bytes]) -> int:
     """How often the record has been refused before; anything but a plain count is nought."""
     text = headers.get(ATTEMPTS) or b""
     return int(text) if text.isdigit() and len(text) <= ATTEMPTS_DIGITS_MAX else 0
+
+
+def first_offset(headers: Mapping[str, bytes], offset: int) -> int:
+    """Where the record at ``offset`` lay before it was redriven, for the first time; ``offset`` if it was not.
+
+    Anything but a plain count below ``offset`` is passed over. So whoever forges the header makes its record older than
+    it is, never newer: it loses to rows that it would have replaced.
+    """
+    text = headers.get(REDRIVEN_OFFSET) or b""
+    return min(int(text), offset) if text.isdigit() and len(text) <= OFFSET_DIGITS_MAX else offset

@@ -1,8 +1,9 @@
 """The dead-letter topic for operators: list with bounds, show one, redrive with a rate.
 
-A redrive copies the raw bytes back to the partition they came from and writes a marker beside the dead letter, both in
-one transaction. Its transactional id is one per deployment, so two redrives at a time fence each other, and the markers
-are read after the fencing: the same dead letter is redriven once unless the operator insists.
+A redrive copies the raw bytes back to the partition they came from, with the offset that they had there, and writes a
+marker beside the dead letter, both in one transaction. Its transactional id is one per deployment, so two redrives at a
+time fence each other, and the markers are read after the fencing: the same dead letter is redriven once unless the
+operator insists.
 """
 
 from __future__ import annotations
@@ -279,9 +280,11 @@ def _records_of(
     letter: DeadLetter, dead_letters: str
 ) -> Iterator[tuple[str, int, bytes | None, bytes, list[tuple[str, bytes]]]]:
     """Topic, partition, key, value and headers of the record, back to where it came from, and of the marker of that."""
-    own = [(name, value) for name, value in letter.headers.items() if not name.startswith("dl-")]
-    attempts = (form.ATTEMPTS, str(letter.attempts).encode())
-    yield letter.topic, letter.origin_partition, letter.key, letter.value, [*own, attempts]
+    headers = {name: value for name, value in letter.headers.items() if not name.startswith("dl-")}
+    headers[form.ATTEMPTS] = str(letter.attempts).encode()
+    # It lies behind what came after it now, and must not replace in a projection's rows what that has written.
+    headers[form.REDRIVEN_OFFSET] = str(form.first_offset(letter.headers, letter.origin_offset)).encode()
+    yield letter.topic, letter.origin_partition, letter.key, letter.value, list(headers.items())
     marker = f"redriven/{letter.id}".encode()
     yield dead_letters, letter.partition, marker, b"", [(form.REDRIVEN, str(letter.offset).encode())]
 

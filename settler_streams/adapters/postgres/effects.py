@@ -1,7 +1,8 @@
 """What projections write: one type per kind of row, as the functions of ``0008_projection.sql`` read them.
 
 Times are Unix milliseconds. ``source_version`` orders the states of one row: the greatest wins, whatever the order of
-arrival. For an event it is the offset of its record, since a tenant's events of one topic share a partition.
+arrival. For an event it is the offset of its record, since a tenant's events of one topic share a partition; of one
+that was redriven, the offset that it had at first.
 """
 
 from __future__ import annotations

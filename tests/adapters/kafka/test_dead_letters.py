@@ -132,7 +132,12 @@ async def test_a_redrive_brings_the_bytes_back_once(settings: Settings) -> None:
     assert (await redrive(settings, Selection(ids=frozenset({made})))).sent == [made]
     (record,) = [record for record in await at_origin(settings) if record.value == b"again"]
     assert record.key == TENANT.encode()
-    assert dict(record.headers) == {"traceparent": b"00-ab-cd-01", dead_letter_form.ATTEMPTS: b"2"}
+    lay_at = (await dead_letters.find(settings, TOPOLOGY, made)).origin_offset
+    assert dict(record.headers) == {
+        "traceparent": b"00-ab-cd-01",
+        dead_letter_form.ATTEMPTS: b"2",
+        dead_letter_form.REDRIVEN_OFFSET: str(lay_at).encode(),
+    }
     second = await redrive(settings, Selection(ids=frozenset({made})))
     assert (second.sent, second.already) == ([], [made])
     assert (await dead_letters.find(settings, TOPOLOGY, made)).redriven
@@ -245,6 +250,11 @@ def test_a_forged_count_of_attempts_is_nought(forged: bytes) -> None:
     raw: Any = Raw("d.job-requests", 0, 0, forged)
     headers = dict(dead_letter_form.headers(raw, "admission", RecordError("schema", "why"), 0))
     assert headers[dead_letter_form.ATTEMPTS] == b"1"
+
+
+@pytest.mark.parametrize("forged", [b"many", b"-4", b"", b"9" * 400, b"\xff", b"101", None])
+def test_a_forged_first_offset_makes_no_record_newer(forged: Any) -> None:
+    assert dead_letter_form.first_offset({dead_letter_form.REDRIVEN_OFFSET: forged}, 100) == 100
 
 
 ERASED = TenantId("0190a1b2-0000-7000-8000-0000000000e1")
