@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import aiokafka
 import structlog
@@ -29,12 +30,15 @@ from settler_streams.runtime.intake import Intake, Raw, traceparent_of
 from settler_streams.runtime.observation import Observation
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
 from settler_streams.runtime.routing import key_of
+from settler_streams.runtime.session import BATCH_BYTES
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import STEP_DEADLINE_S, Records
 from settler_streams.topology import Projection, Topology, full_name
 
 log = structlog.get_logger(__name__)
 
+DEAD_LETTERS_S_MAX = 10.0
+"""For all that a transaction waits for: PostgreSQL ends one that has been idle for 20 s (``postgres/roles.py``)."""
 ENDS_SETTLE_S, ENDS_RETRY_S = 10.0, 0.1
 """A broker that has just started may say for a moment that less is committed than was read from it before."""
 
@@ -80,8 +84,9 @@ class ProjectionSession:
         """For dead letters; None where the topology lets the role write none."""
         if spec.declared.role in spec.topology.topic("dead-letters").writers:
             self.producer = spec.cluster.producer(
-                enable_idempotence=True, acks="all", linger_ms=0, max_request_size=4 * 1024 * 1024
-            )
+                enable_idempotence=True, acks="all", linger_ms=0, max_batch_size=BATCH_BYTES,
+                max_request_size=4 * 1024 * 1024,
+            )  # fmt: skip
 
     async def open(self) -> None:
         """Read the positions from Postgres; store first ones for partitions that were never read.
@@ -179,8 +184,7 @@ class ProjectionStep:
     ) -> None:
         if error is not None:
             return
-        for raw, reason in self._refused:
-            await self._dead_letter(raw, reason)
+        await self._dead_letters(self._refused)
         for tp, effects in self._effects.items():
             await self._write(tp, effects)
         self._observation.committed(sum(len(raws) for raws in self._records.values()))
@@ -247,25 +251,33 @@ class ProjectionStep:
         except RecordError:
 
             async def dead_letter(refused: Sequence[Refused]) -> None:
-                for row in refused:
-                    await self._dead_letter(raws[row.index], row.error)
+                await self._dead_letters([(raws[row.index], row.error) for row in refused])
 
             await bisect(session.spec.pool, move, effects, dead_letter)
         session.positions[tp] = move.new_next_offset
 
-    async def _dead_letter(self, raw: Raw, error: RecordError) -> None:
+    async def _dead_letters(self, refused: Sequence[tuple[Raw, RecordError]]) -> None:
+        """Store them all, or fail before PostgreSQL gives up the transaction that waits for them."""
+        if not refused:
+            return
         spec = self._session.spec
         producer = self._session.producer
         if producer is None:  # a dead letter about a dead letter would come back to the same projection, for ever
+            raw, error = refused[0]
             raise StateError(f"{spec.consumer} cannot project {raw.topic}-{raw.partition}@{raw.offset}: {error}")
-        self._observation.dead_letter(error.reason)
-        partition = raw.partition % spec.topology.partitions("dead-letters")
-        letter = deadletters.letter(raw, spec.declared.role, error, raw.timestamp)
+        sent: list[asyncio.Future[Any]] = []
         try:
-            async with asyncio.timeout(STEP_DEADLINE_S):
-                await producer.send_and_wait(
-                    spec.topic("dead-letters"), letter.value, key=letter.key, partition=partition,
-                    headers=letter.headers,
-                )  # fmt: skip
+            async with asyncio.timeout(DEAD_LETTERS_S_MAX):
+                for raw, error in refused:
+                    self._observation.dead_letter(error.reason)
+                    partition = raw.partition % spec.topology.partitions("dead-letters")
+                    letter = deadletters.letter(raw, spec.declared.role, error, raw.timestamp)
+                    # Answered one by one, those of a large batch would never be done in time. It waits for room.
+                    answer = await producer.send(
+                        spec.topic("dead-letters"), letter.value, key=letter.key, partition=partition,
+                        headers=letter.headers,
+                    )  # fmt: skip
+                    sent.append(answer)
+                await asyncio.gather(*sent)
         except (KafkaError, TimeoutError) as failure:
-            raise UnavailableError(f"a dead letter could not be stored: {failure!r}") from failure
+            raise UnavailableError(f"dead letters could not be stored: {failure!r}") from failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import PurePosixPath
@@ -23,7 +24,7 @@ from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.agents.recorder import effects_of
 from settler_streams.core.fold import Record
-from settler_streams.errors import FencedError, RecordError, StateError
+from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
 from settler_streams.events import ClockTick, JobDecided, QueuePriority
 from settler_streams.ids import TenantId
 from settler_streams.runtime import projection
@@ -31,7 +32,8 @@ from settler_streams.runtime.projection import ProjectionSession, ProjectionSpec
 from settler_streams.runtime.reader import InputReader
 from settler_streams.runtime.step import Records
 from settler_streams.topology import load_topology
-from tests.runtime.counter import arrived, tenant_in
+from tests.runtime import counter
+from tests.runtime.counter import arrived
 from tests.runtime.kafka_log import WAIT_S_MAX, KafkaLog
 from tests.runtime.requests import event_bytes, new_id
 
@@ -41,9 +43,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.services
 
-PARTITIONS = 8
+PARTITIONS = 16
 Open = Callable[[], Awaitable[ProjectionSession]]
 _partitions = itertools.count()
+tenant_in = functools.partial(counter.tenant_in, partitions=PARTITIONS)
 BEYOND_POSTGRES_MS = 2**63 - 1
 """No timestamp of PostgreSQL's reaches that far."""
 
@@ -177,6 +180,36 @@ async def test_what_cannot_be_written_is_a_dead_letter_and_the_rest_is_written(
     expected = ["not-json", "not-json", "misplaced", "empty"]
     assert reasons == {**dict(zip(offsets[2:6], expected, strict=True)), offsets[7]: "key"}
     assert {letter[form.ROLE] for letter in letters} == {b"recorder"}
+
+
+async def test_dead_letters_are_sent_together_and_give_up_before_their_transaction_does(
+    log: KafkaLog, pool: TenantConnectionPool, opened: Open, partition: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pool.platform() as transaction:
+        ends_after_s = await transaction.fetchval(
+            "SELECT extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval)"
+        )
+    assert ends_after_s >= 2 * projection.DEAD_LETTERS_S_MAX
+    session = await opened()
+    await decide(log, partition, [(tenant_in(partition), {"requested_at_ms": BEYOND_POSTGRES_MS})] * 20)
+    records = await arrived(log, session)
+    unanswered: list[asyncio.Future[None]] = []
+
+    async def send(*_given: object, **_more: object) -> asyncio.Future[None]:
+        unanswered.append(asyncio.get_running_loop().create_future())
+        return unanswered[-1]
+
+    with monkeypatch.context() as silent:
+        silent.setattr(session.producer, "send", send)
+        silent.setattr(projection, "DEAD_LETTERS_S_MAX", 0.5)
+        with pytest.raises(UnavailableError, match="dead letters could not be stored"):
+            await project(session, records)
+    assert len(unanswered) == 20
+
+    await project(session, records)
+    letters = await log.read("dead-letters", [partition])
+    assert [int(dict(letter.headers)[form.OFFSET]) for letter in letters] == list(range(20))
+    assert session.positions[tp(log, partition)] == 20
 
 
 async def test_what_is_redriven_does_not_replace_what_was_written_since(
