@@ -11,6 +11,7 @@ import click
 from settler_streams.cli.output import flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
 from settler_streams.cli.tenant_calls import ACTOR, directory_of, pool_of, tenant_id_of, with_pool, with_relay
+from settler_streams.errors import UnavailableError
 from settler_streams.ids import TenantId
 from settler_streams.services import RetentionKind, RetentionService, Swept
 from settler_streams.settings import Settings
@@ -78,19 +79,23 @@ def sweep(tenants: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
     """Delete now what is past its period: of the tenants named, or of all."""
     wanted = [tenant_id_of(tenant) for tenant in tenants]
 
-    async def work(settings: Settings) -> Swept:
+    async def work(settings: Settings) -> tuple[Swept, list[TenantId]]:
         async with pool_of(settings) as pool:
             service = RetentionService(pool)
+            if not wanted:
+                return await service.sweep_all(await _everybody(settings))
             swept = Swept()
-            for tenant_id in wanted or await _everybody(settings):
+            for tenant_id in wanted:
                 swept += await service.sweep(tenant_id)
-            return swept
+            return swept, []
 
-    swept = asdict(asyncio.run(work(settings_of(state_dir))))
+    swept, unswept = asyncio.run(work(settings_of(state_dir)))
     if as_json:
-        print_json(swept)
+        print_json(asdict(swept))
     else:
-        print_table(("deleted", "rows"), swept.items())
+        print_table(("deleted", "rows"), asdict(swept).items())
+    if unswept:
+        raise UnavailableError(f"not swept, try again later: {', '.join(unswept)}")
 
 
 async def _everybody(settings: Settings) -> list[TenantId]:

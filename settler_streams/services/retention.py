@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ BATCH_ROWS_MAX = 50_000
 more result rows is still deleted at once: a reader sees all of a job or nothing of it."""
 INTERVAL_S = 3600.0
 """Between two rounds over all tenants; periods are days."""
+FAILED_IN_A_ROW_MAX = 3
+"""One tenant that cannot be swept keeps none behind it waiting. When so many in a row cannot be, the database is away,
+and the others would fail as well, each after a wait of its own."""
 STOP_DEADLINE_S = 10.0
 KEEP_DAYS_MAX = 36_500
 AUDIT_DAYS_MIN = 90
@@ -134,6 +138,29 @@ class RetentionService:
             log.info("retention", tenant=tenant_id, jobs=swept.jobs, usage=swept.usage, audit=swept.audit)
         return swept
 
+    async def sweep_all(self, tenants: Iterable[TenantId]) -> tuple[Swept, list[TenantId]]:
+        """Sweep tenant after tenant, past one that fails; after :data:`FAILED_IN_A_ROW_MAX` in a row, no more.
+
+        Returns:
+            What was deleted of those that were swept to the end, and who was not.
+        """
+        swept, unswept, failed = Swept(), list[TenantId](), 0
+        for tenant_id in tenants:
+            if failed == FAILED_IN_A_ROW_MAX:
+                unswept.append(tenant_id)
+                continue
+            try:
+                swept += await self.sweep(tenant_id)
+            except UnavailableError as error:
+                log.warning("retention not kept for now", tenant=tenant_id, error=str(error))
+                unswept.append(tenant_id)
+                failed += 1
+                continue
+            except NotFoundError as error:
+                log.info("retention is of no use", tenant=tenant_id, reason=str(error))  # erased meanwhile
+            failed = 0
+        return swept, unswept
+
     async def _delete(self, tenant_id: TenantId, query: str, *bounds: int) -> int:
         async with self._pool.janitor(tenant_id) as tx:
             if not await tx.fetchval(statements.ONE_JANITOR, tenant_id):
@@ -166,16 +193,8 @@ class RetentionSweeper:
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
-            for tenant_id in self._directory:
-                if self._stopping.is_set():
-                    return
-                try:
-                    await self._retention.sweep(tenant_id)
-                except NotFoundError as error:
-                    log.info("retention is of no use", tenant=tenant_id, reason=str(error))  # erased meanwhile
-                except UnavailableError as error:
-                    log.warning("retention not kept for now", tenant=tenant_id, error=str(error))
-                    break  # the others would fail as well; all are tried again in the next round
+            # Who was not swept is tried again in the next round.
+            await self._retention.sweep_all(itertools.takewhile(lambda _: not self._stopping.is_set(), self._directory))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL_S):
                     await self._stopping.wait()

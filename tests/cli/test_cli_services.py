@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from settler_streams.adapters.postgres.tenant_schemas import owner_connection
-from settler_streams.ids import uuid7
+from settler_streams.cli import retention
+from settler_streams.errors import UnavailableError
+from settler_streams.ids import TenantId, uuid7
+from settler_streams.services import RetentionService, Swept
 from tests.cli.in_process import invoke
 
 if TYPE_CHECKING:
@@ -108,6 +111,29 @@ def test_a_tenants_past_schema_and_export(cli: Cli, new_tenant: Callable[[], str
         "moved_rows": moved["moved_rows"] + 2
     }  # the audit log has the move, and the export, the other was refused
     assert cli("tenants", "schema", "move", tenant, "shared") == (0, moved_back)
+
+
+def test_a_sweep_of_all_tenants_names_those_that_were_not_swept(
+    cli: Cli, settings: Settings, new_tenant: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, behind = (TenantId(new_tenant()) for _ in range(2))
+    sweep, asked = RetentionService.sweep, []
+
+    async def fails_for_one(service: RetentionService, tenant_id: TenantId) -> Swept:
+        asked.append(tenant_id)
+        if tenant_id == broken:
+            raise UnavailableError("canceling statement due to statement timeout")
+        return await sweep(service, tenant_id)
+
+    async def everybody(_settings: Settings) -> list[TenantId]:
+        return [broken, behind]
+
+    monkeypatch.setattr(RetentionService, "sweep", fails_for_one)
+    monkeypatch.setattr(retention, "_everybody", everybody)
+    code, _, error = invoke(("tenants", "sweep"), settings.environment())
+    assert (code, error) == (75, f"not swept, try again later: {broken}")
+    assert asked == [broken, behind]
+    assert cli("tenants", "sweep", behind)[0] == 0
 
 
 def test_dead_letters_are_listed_and_a_missing_one_is_refused(cli: Cli) -> None:

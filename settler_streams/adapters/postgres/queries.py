@@ -106,8 +106,11 @@ WHERE outbox.tenant_id = sent.tenant_id AND outbox.id = sent.id
 
 ONE_JANITOR: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('settler/retention/' || $1, 0))"
 # The oldest jobs that ended before their period, at least one, with as many result rows as one transaction may delete.
-# A report counts its records, so what a job's deletion costs is known without counting it. The job's end is written as
-# the index jobs_by_end has it (0024_rejected_jobs_end_too.sql).
+# Rows are numbered from 1 within an attempt, so the keys tell what a job's deletion costs without counting it: its last
+# attempt, and the last row of each up to it, as one that was given up may have left rows. A report would not tell: no
+# invalid record is in it. The attempts come as an array, which the planner takes for ten; a series it would take for a
+# thousand, and have the statement compiled (JIT). The job's end is written as the index jobs_by_end has it
+# (0024_rejected_jobs_end_too.sql).
 DELETE_OLD_JOBS: Final = """
 WITH due AS MATERIALIZED (
     SELECT job_id, CASE status WHEN 'rejected' THEN decided_at ELSE finished_at END AS ended_at FROM jobs
@@ -116,9 +119,21 @@ WITH due AS MATERIALIZED (
     ORDER BY ended_at, job_id LIMIT $2
 ), sized AS (
     SELECT due.job_id, row_number() OVER inorder AS place,
-           sum(1 + coalesce((SELECT sum(left_rows + right_rows) FROM reports r
-                             WHERE r.tenant_id = $1 AND r.job_id = due.job_id), 0)) OVER inorder AS rows
-    FROM due WINDOW inorder AS (ORDER BY due.ended_at, due.job_id)
+           sum(1 + coalesce(matched.rows, 0) + coalesce(open.rows, 0)) OVER inorder AS rows
+    FROM due
+    CROSS JOIN LATERAL (
+        SELECT sum((SELECT max(match_no) FROM matches x
+                    WHERE x.tenant_id = $1 AND x.job_id = due.job_id AND x.attempt = n)) AS rows
+        FROM unnest(ARRAY(SELECT generate_series(1, (SELECT max(attempt) FROM matches x
+                                                     WHERE x.tenant_id = $1 AND x.job_id = due.job_id)))) AS n
+    ) AS matched
+    CROSS JOIN LATERAL (
+        SELECT sum((SELECT max(row_no) FROM unmatched x
+                    WHERE x.tenant_id = $1 AND x.job_id = due.job_id AND x.attempt = n)) AS rows
+        FROM unnest(ARRAY(SELECT generate_series(1, (SELECT max(attempt) FROM unmatched x
+                                                     WHERE x.tenant_id = $1 AND x.job_id = due.job_id)))) AS n
+    ) AS open
+    WINDOW inorder AS (ORDER BY due.ended_at, due.job_id)
 ), old AS MATERIALIZED (
     SELECT job_id FROM sized WHERE place = 1 OR rows <= $3
 ), m AS (DELETE FROM matches x USING old WHERE x.tenant_id = $1 AND x.job_id = old.job_id),

@@ -13,9 +13,9 @@ import pytest
 
 from settler_streams.adapters.postgres import queries
 from settler_streams.dev.bench.row_security import plan
-from settler_streams.errors import InvalidRequestError, NotFoundError
+from settler_streams.errors import InvalidRequestError, NotFoundError, UnavailableError
 from settler_streams.ids import PLATFORM, TenantId
-from settler_streams.services import RetentionKind, RetentionService, Swept, retention
+from settler_streams.services import RetentionKind, RetentionService, RetentionSweeper, Swept, retention
 
 pytestmark = pytest.mark.services
 
@@ -27,6 +27,21 @@ TABLES = ("jobs", *RESULT_TABLES, "tenant_usage", "tenant_signals", "audit_logs"
 @pytest.fixture
 def service(pool):
     return RetentionService(pool)
+
+
+@pytest.fixture
+def deleted(service, monkeypatch):
+    """How many rows each transaction of a sweep has deleted; one holds 100 result rows."""
+    counted = []
+    delete = service._delete
+
+    async def watched(tenant_id: TenantId, query: str, *bounds: int) -> int:
+        counted.append(await delete(tenant_id, query, *bounds))
+        return counted[-1]
+
+    monkeypatch.setattr(service, "_delete", watched)
+    monkeypatch.setattr(retention, "BATCH_ROWS_MAX", 100)
+    return counted
 
 
 async def add_job(owner, tenant: TenantId, *, ended_days_ago: float | None, rows: int = 2) -> uuid.UUID:
@@ -175,7 +190,7 @@ async def test_usage_is_as_old_as_the_end_of_its_window(service, owner, pool, cr
     assert (await counts(owner, tenant))["tenant_usage"] == 2, "the month that is being counted, and the last one"
 
 
-async def test_the_sweep_finds_ended_jobs_by_their_index(service, owner, pool, create_tenant):
+async def test_the_sweep_finds_ended_jobs_and_their_size_by_index(service, owner, pool, create_tenant):
     tenant = await create_tenant()
     await owner.execute(
         """INSERT INTO jobs (tenant_id, job_id, decision, decided_at, decision_version)
@@ -192,6 +207,10 @@ async def test_the_sweep_finds_ended_jobs_by_their_index(service, owner, pool, c
         and {"tenant_id", "decided_at"} <= set(re.findall(r"\w+", node["Index Cond"]))
         for node in nodes
     ), nodes
+    for key in ("matches_pkey", "unmatched_pkey"):
+        last = [node for node in nodes if node.get("Index Name") == key and node.get("Scan Direction") == "Backward"]
+        read = {frozenset(re.findall("tenant_id|job_id|attempt =", node["Index Cond"])) for node in last}
+        assert read == {frozenset({"tenant_id", "job_id"}), frozenset({"tenant_id", "job_id", "attempt ="})}, nodes
     assert await service.sweep(tenant) == Swept(jobs=51)
 
 
@@ -208,25 +227,82 @@ async def test_another_tenants_rows_are_not_touched(service, owner, create_tenan
 
 
 async def test_many_jobs_go_in_transactions_of_bounded_size_and_a_large_one_alone(
-    service, owner, create_tenant, monkeypatch
+    service, owner, create_tenant, deleted
 ):
     tenant = await create_tenant()
-    monkeypatch.setattr(retention, "BATCH_ROWS_MAX", 100)
-    for rows in (3, 3, 500, 3):  # a job's report counts three times its rows here
+    for rows in (3, 3, 500, 3):
         await add_job(owner, tenant, ended_days_ago=100 + rows / 1_000, rows=rows)
     await service.change(tenant, {EXECUTIONS: 1})
-    deleted = []
-    delete = service._delete
-
-    async def watched(tenant_id: TenantId, query: str, *bounds: int) -> int:
-        deleted.append(await delete(tenant_id, query, *bounds))
-        return deleted[-1]
-
-    monkeypatch.setattr(service, "_delete", watched)
     assert (await service.sweep(tenant)).jobs == 4
     assert deleted[:3] == [1, 3, 0], "the large one is the oldest; the others fit together"
     left = await counts(owner, tenant)
     assert [table for table in ("jobs", *RESULT_TABLES) if left[table]] == []
+
+
+@pytest.mark.parametrize(("table", "other"), [("matches", "unmatched"), ("unmatched", "matches")])
+@pytest.mark.parametrize(("given_up", "transactions"), [((), [2, 2, 0]), ((3,), [1, 1, 1, 1, 0])])
+async def test_result_rows_count_that_no_report_tells_of(
+    service, owner, create_tenant, deleted, table, other, given_up, transactions
+):
+    """Invalid records, of which there may be no others; and those of attempts that were given up."""
+    tenant = await create_tenant()
+    for _ in range(4):
+        await add_job(owner, tenant, ended_days_ago=100, rows=40)
+    for without in (other, "reports"):
+        await owner.execute(f"DELETE FROM {without} WHERE tenant_id = $1", tenant)
+    for attempt in given_up:
+        await owner.execute(
+            f"""INSERT INTO {table}
+                SELECT (jsonb_populate_record(x, jsonb_build_object('attempt', $2::int))).* FROM {table} x
+                WHERE tenant_id = $1 AND attempt = 1""",
+            tenant, attempt,
+        )  # fmt: skip
+    await service.change(tenant, {EXECUTIONS: 1})
+    assert (await service.sweep(tenant)).jobs == 4
+    assert deleted[: len(transactions)] == transactions
+    assert (await counts(owner, tenant))[table] == 0
+
+
+async def test_a_tenant_that_cannot_be_swept_keeps_none_behind_it_waiting(service, owner, create_tenant, monkeypatch):
+    tenants = [await create_tenant() for _ in range(7)]
+    for tenant in tenants:
+        await add_job(owner, tenant, ended_days_ago=10)
+        await service.change(tenant, {EXECUTIONS: 1})
+    broken = {tenants[place] for place in (0, 2, 3)}
+    sweep, last_swept = service.sweep, asyncio.Event()
+
+    async def some_fail(tenant_id: TenantId) -> Swept:
+        if tenant_id in broken:
+            raise UnavailableError("canceling statement due to statement timeout")
+        swept = await sweep(tenant_id)
+        if tenant_id == tenants[-1]:
+            last_swept.set()
+        return swept
+
+    monkeypatch.setattr(service, "sweep", some_fail)
+    sweeper = RetentionSweeper(service, tenants)
+    await sweeper.start()
+    try:
+        async with asyncio.timeout(10):
+            await last_swept.wait()
+    finally:
+        await sweeper.stop()
+    left = [tenant for tenant in tenants if (await counts(owner, tenant))["jobs"]]
+    assert left == [tenant for tenant in tenants if tenant in broken]
+
+
+async def test_a_database_that_is_away_is_asked_for_three_tenants_only(service, monkeypatch):
+    tenants, asked = [TenantId(str(uuid.uuid4())) for _ in range(9)], []
+
+    async def away(tenant_id: TenantId) -> Swept:
+        asked.append(tenant_id)
+        if tenant_id == tenants[2]:
+            return Swept(jobs=1)
+        raise UnavailableError("no database connection")
+
+    monkeypatch.setattr(service, "sweep", away)
+    assert await service.sweep_all(tenants) == (Swept(jobs=1), [*tenants[:2], *tenants[3:]])
+    assert asked == tenants[:6]
 
 
 async def test_sweeps_at_the_same_time_delete_each_row_once(service, owner, create_tenant):
