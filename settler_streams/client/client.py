@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from settler_streams.client.transport import Caller, Start, Transport
+from settler_streams.core.job_requests import rules_of
 from settler_streams.errors import InvalidRequestError, SettlerError
 from settler_streams.events import (
     FileRecords,
@@ -112,7 +113,8 @@ class SettlerClient:
         ``job_id`` makes a retry safe: submitting the same id again is the same job. It is a UUIDv7 in canonical form.
 
         Raises:
-            InvalidRequestError: ``job_id`` is none, or the request is too large or breaks the schema.
+            InvalidRequestError: ``job_id`` is none, or the request is too large, breaks the schema, or has rules that
+                cannot be matched by.
             UnavailableError: it is unknown whether the request was stored; submit it again with the same ``job_id``.
         """
         request = JobRequested(
@@ -124,6 +126,7 @@ class SettlerClient:
             right=right,
             rules=rules or MatchRules(),
         )
+        rules_of(request)  # refused here, it costs nothing
         if job_id is None:
             job_id = JobId(uuid7(time.time_ns() // 1_000_000))
         await self._transport.submit(self._caller, job_id, request)

@@ -1,11 +1,28 @@
-"""One job request by itself: what can be seen of its paths, and how a decision on it is put."""
+"""One job request by itself: its rules, what can be seen of its paths, and how a decision on it is put."""
 
 from __future__ import annotations
 
+import msgspec
+
 from settler_streams.core.fold import Record
+from settler_streams.core.matching import Rules
 from settler_streams.core.quotas import Refusal
-from settler_streams.errors import RecordError
+from settler_streams.errors import InvalidRequestError, RecordError
 from settler_streams.events import FileRecords, JobDecided, JobRequested, RejectReason
+
+
+def rules_of(request: JobRequested) -> Rules:
+    """The rules to match by. The SDK and the gateway ask as well, so a job that would fail by them is not charged.
+
+    Raises:
+        InvalidRequestError: the schema allows the rules, and yet nothing can be matched by them: a column that cannot
+            be a key, or is one twice; currencies that may differ, without a key.
+    """
+    try:
+        # By attribute: encoded, a rule at the event's default is left out, and the default here is another.
+        return msgspec.convert(request.rules, Rules, from_attributes=True)
+    except msgspec.ValidationError as error:  # built in this process, not decoded
+        raise InvalidRequestError(f"rules: {error}") from error
 
 
 def check_paths(request: JobRequested) -> None:

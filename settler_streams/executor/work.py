@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from settler_streams.adapters.postgres.results import MatchColumns, ReportRow, UnmatchedColumns
-from settler_streams.core.matching import Rules
+from settler_streams.core.job_requests import rules_of
 from settler_streams.events import FileRecords, InlineRecords, JobRequested
 from settler_streams.ids import TenantId
 from settler_streams.reconciliation.job import reconcile
@@ -64,11 +64,8 @@ def run_job(request: JobRequested, tenant: TenantId, record_sets_dir: Path) -> A
         InvalidRequestError: a source or a rule is not acceptable; another attempt would end the same way.
     """
     started = time.perf_counter_ns()
-    # By attribute: encoded, a rule at the event's default is left out, and the default here is another.
-    rules = msgspec.convert(request.rules, Rules, from_attributes=True)
-    result = reconcile(
-        _source(request.left), _source(request.right), rules, tenant=tenant, record_sets_dir=record_sets_dir
-    )
+    left, right = _source(request.left), _source(request.right)
+    result = reconcile(left, right, rules_of(request), tenant=tenant, record_sets_dir=record_sets_dir)
     stored = request.kind != PREVIEW
     return AttemptRows(
         matches=_matches(result) if stored else [],

@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from settler_streams.core.job_requests import rules_of
 from settler_streams.errors import ConflictError, InvalidRequestError, NotFoundError
 from settler_streams.events import JobCancelRequested, JobDecided, JobRequested, RejectReason
 from settler_streams.gateway.bodies import event_id_of, idempotency_key, read_event, read_integer
@@ -44,7 +45,7 @@ _FORBIDDEN = {
 async def submit(request: Request) -> Response:
     """POST /v1/jobs.
 
-    1. Validate the body by the schema of ``settler.job.requested.v1``.
+    1. Validate the body by the schema of ``settler.job.requested.v1``, and its rules as the executor will.
     2. A repeated key of a job that was decided gets that decision again.
     3. Listen for the decision, publish the request, wait up to :data:`DECISION_WITHIN_S`.
 
@@ -53,6 +54,7 @@ async def submit(request: Request) -> Response:
     """
     gateway, principal = gateway_of(request), principal_of(request)
     asked = read_event(JobRequested, await request.body())
+    rules_of(asked)
     key = idempotency_key(request)
     tenant_id = principal.tenant_id
     if key is None:

@@ -7,6 +7,7 @@ Amounts are judged row against row; that a sum would have fitted is not looked a
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -15,7 +16,7 @@ from settler_streams.core.matching import Reason, Rules
 from settler_streams.reconciliation.sources import key_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 def explain(
@@ -61,32 +62,56 @@ def _within_tolerance(
     rows: pl.DataFrame, others: pl.DataFrame, rules: Rules, checkpoint: Callable[[], None]
 ) -> pl.DataFrame:
     """The rows that some other row's amount fits: ``n``, and ``dated`` when one such row is in the window as well."""
-    tolerance, window = rules.amount_tolerance_minor, rules.date_window_days
     others = others.filter(pl.col("gid").is_not_null()).select("gid", "amount", "day").unique().sort("amount")
-    near = _nearest(rows.select("n", "gid", "amount", "day"), others, ["gid"], tolerance)
-    dated = (pl.col("day") - pl.col("other_day")).abs() <= window
-    settled = [near.filter(dated).select("n", dated=pl.lit(value=True))]
-    unsure = near.filter(~dated).select("n", "gid", "amount", "day")
-    # The nearest amount lies outside the window, but another that fits may not: look at each day of the window.
-    days = others.select("gid", "day").unique()
-    for offset in range(-window, window + 1):
-        if unsure.is_empty():
-            break
+    near = _nearest(rows.select("n", "gid", "amount", "day"), others, rules.amount_tolerance_minor)
+    dated = (pl.col("day") - pl.col("other_day")).abs() <= rules.date_window_days
+    # The nearest amount may lie outside the window, and another that fits within it.
+    unsure = near.filter(~dated)
+    fitting = [] if unsure.is_empty() else list(_in_window(unsure, others, rules, checkpoint))
+    dated_rows = pl.concat([near.filter(dated).select("n"), *fitting])["n"]
+    return near.select("n", dated=pl.col("n").is_in(dated_rows.implode()))
+
+
+def _in_window(
+    rows: pl.DataFrame, others: pl.DataFrame, rules: Rules, checkpoint: Callable[[], None]
+) -> Iterator[pl.DataFrame]:
+    """``n`` of the rows that some other row fits in amount and day; four joins, however wide the window.
+
+    Amounts are divided into stretches as long as the range that fits a row: each such range is the end of one stretch
+    and the beginning of the next. So are days. Of the four cells of amounts and days that a row's ranges reach into,
+    each holds a fitting row if the farthest day among the amounts from the range's bound on is far enough. A beginning
+    is an end when counted backwards.
+    """
+    tolerance, window = rules.amount_tolerance_minor, rules.date_window_days
+    cell = ["gid", "amounts", "days"]
+    stretches = (
+        (pl.col("amount") // (2 * tolerance + 1)).alias("amounts"),
+        (pl.col("day") // (2 * window + 1)).alias("days"),
+    )
+    for amount, day in product(*((pl.col(name), -1 - pl.col(name)) for name in ("amount", "day"))):
         checkpoint()
-        moved = unsure.with_columns(day=pl.col("day") + offset).join(days, on=["gid", "day"], how="semi")
-        if moved.is_empty():
-            continue
-        hit = _nearest(moved, others, ["gid", "day"], tolerance)
-        settled.append(hit.select("n", dated=pl.lit(value=True)))
-        unsure = unsure.join(hit, on="n", how="anti")
-    return pl.concat([*settled, unsure.select("n", dated=pl.lit(value=False))])
+        farthest = (
+            others.select("gid", amount=amount, day=day)
+            .group_by("gid", "amount", *stretches)
+            .agg(farthest=pl.col("day").max())
+            .sort("amount")
+            .with_columns(pl.col("farthest").cum_max(reverse=True).over(cell))
+        )
+        yield (
+            rows.select("n", "gid", amount=amount - tolerance, day=day - window)
+            .with_columns(*stretches)
+            .sort("amount")
+            .join_asof(farthest, on="amount", by=cell, strategy="forward", check_sortedness=False)
+            .filter(pl.col("farthest") >= pl.col("day"))
+            .select("n")
+        )
 
 
-def _nearest(rows: pl.DataFrame, others: pl.DataFrame, by: list[str], tolerance: int) -> pl.DataFrame:
-    """The rows whose nearest other amount, among those equal in ``by``, is within the tolerance; with its day."""
-    candidates = others.select(*by, "amount", other_amount="amount", other_day="day")
+def _nearest(rows: pl.DataFrame, others: pl.DataFrame, tolerance: int) -> pl.DataFrame:
+    """The rows whose nearest other amount in their group is within the tolerance; with its day."""
+    candidates = others.select("gid", "amount", other_amount="amount", other_day="day")
     return (
         rows.sort("amount")
-        .join_asof(candidates, on="amount", by=by, strategy="nearest", check_sortedness=False)
+        .join_asof(candidates, on="amount", by="gid", strategy="nearest", check_sortedness=False)
         .filter((pl.col("amount") - pl.col("other_amount")).abs() <= tolerance)
     )

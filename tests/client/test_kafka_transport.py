@@ -8,10 +8,11 @@ import pytest
 
 from settler_streams.client import HttpTransport, JobRejectedError, KafkaTransport, SettlerClient
 from settler_streams.errors import InvalidRequestError, UnavailableError
-from settler_streams.events import InlineRecords, JobFinished, JobStatus
+from settler_streams.events import InlineRecords, JobFinished, JobStatus, MatchRules
 from settler_streams.ids import PLATFORM, JobId, TenantId, partition_of, uuid7
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
+from tests.runtime.requests import ROW
 from tests.services_layer.platform import Platform
 
 NOWHERE = Settings(kafka_bootstrap_servers="127.0.0.1:1")
@@ -31,6 +32,22 @@ async def test_a_start_that_failed_is_tried_anew() -> None:
     for _ in range(2):
         with pytest.raises(UnavailableError, match=r"Kafka at 127\.0\.0\.1:1 did not answer"):
             await transport.start()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        MatchRules(keys=("amount",)),
+        MatchRules(keys=("reference", "reference")),
+        MatchRules(keys=(), currency_must_match=False),
+        MatchRules(date_window_days="3"),
+    ],
+)
+async def test_rules_that_nothing_can_be_matched_by_are_refused_before_they_are_sent(rules: MatchRules) -> None:
+    client = SettlerClient(KafkaTransport(NOWHERE), TenantId("0190a1b2-0000-7000-8000-0000000000a1"))
+    records = InlineRecords(rows=(ROW,))
+    with pytest.raises(InvalidRequestError, match="rules"):
+        await client.submit(left=records, right=records, rules=rules)
 
 
 @pytest.mark.parametrize("over", ["kafka", "http"])

@@ -88,6 +88,7 @@ async def test_a_repetition_hears_of_a_decision_that_comes_while_the_database_is
         (msgspec.json.encode({**JOB, "user_id": "NOT-A-UUID"}), "user_id"),
         (msgspec.json.encode({**JOB, "left": {"source": "inline", "rows": [{"a": "\0"}]}}), "rows"),
         (msgspec.json.encode({**JOB, "estimated_cost_us": 2**63}), "estimated_cost_us"),
+        (msgspec.json.encode({**JOB, "rules": {"keys": ["amount"]}}), "rules.keys"),
     ],
 )
 async def test_a_broken_body_is_refused_by_name(platform: Platform, gateway_url: str, body: bytes, told: str) -> None:

@@ -18,6 +18,7 @@ from settler_streams.reconciliation.result import Reconciliation
 from settler_streams.reconciliation.sources import FileSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TENANT = TenantId("0197e000-0000-7000-8000-00000000000a")
@@ -36,7 +37,13 @@ def test_a_hundred_thousand_rows_fit_into_a_gibibyte_and_find_the_truth(kind: st
     assert measured.recall > 0.97
 
 
-def run(folder: Path, left: list[tuple[int, str]], right: list[tuple[int, str]], **rules: Any) -> Reconciliation:
+def run(
+    folder: Path,
+    left: list[tuple[int, str]],
+    right: list[tuple[int, str]],
+    cancelled: Callable[[], bool] = lambda: False,
+    **rules: Any,
+) -> Reconciliation:
     """Rows of one key and currency, given as amount and date."""
     (folder / TENANT).mkdir()
     for side, rows in (("left", left), ("right", right)):
@@ -44,7 +51,8 @@ def run(folder: Path, left: list[tuple[int, str]], right: list[tuple[int, str]],
         text = "\n".join(["id,amount_minor,currency,date,reference", *lines])
         (folder / TENANT / f"{side}.csv").write_text(text)
     sources = FileSource("left.csv", "csv"), FileSource("right.csv", "csv")
-    return reconcile(*sources, Rules(keys=("reference",), **rules), tenant=TENANT, record_sets_dir=folder)
+    wanted = Rules(keys=("reference",), **rules)
+    return reconcile(*sources, wanted, tenant=TENANT, record_sets_dir=folder, cancelled=cancelled)
 
 
 def test_rows_that_are_all_equal_pair_up(tmp_path: Path) -> None:
@@ -59,8 +67,10 @@ def test_rows_that_are_all_near_pair_up(tmp_path: Path) -> None:
 
 
 def test_rows_that_all_miss_the_window_are_explained(tmp_path: Path) -> None:
-    left, right = [(100, "2020-01-01")] * ROWS, [(100, "2026-01-01")] * ROWS
-    result = run(tmp_path, left, right, date_window_days=366)
+    left, right = [(100, "2010-01-01")] * ROWS, [(100, "2026-01-01")] * ROWS
+    asked: list[None] = []
+    result = run(tmp_path, left, right, lambda: bool(asked.append(None)), date_window_days=3660)
+    assert len(asked) < 30, "a pass for each stage, and none for each day of the window"
     assert result.report.left.reasons == result.report.right.reasons == {"outside_date_window": ROWS}
 
 

@@ -108,7 +108,7 @@ def rules(draw: st.DrawFn) -> Rules:
     return Rules(
         keys=keys,
         amount_tolerance_minor=draw(st.sampled_from([0, 1, 2, 100, 10**15])),
-        date_window_days=draw(st.sampled_from([0, 1, 3, 40])),
+        date_window_days=draw(st.sampled_from([0, 1, 3, 40, 3660])),
         currency_must_match=draw(st.booleans()) if keys else True,
         mode=draw(st.sampled_from(["one_to_one", "one_to_many"])),
         group_size_max=draw(st.integers(2, 5)),

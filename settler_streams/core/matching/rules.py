@@ -12,14 +12,17 @@ from settler_streams.errors import InvalidRequestError
 AMOUNT_TOLERANCE_MINOR_MAX = 10**15
 """Far above any fee, and far enough below 2**62 that an amount plus or minus it stays within 64 bits."""
 
-DATE_WINDOW_DAYS_MAX = 366
-"""One year: explaining a row costs one table pass per day of the window."""
+DATE_WINDOW_DAYS_MAX = 3660
+"""Ten years, as the published request has it. Searches look at the days that occur, within their limits of steps."""
 
 GROUP_SIZE_LIMIT = 16
 """Larger groups make a chance sum likelier than a true one, and the search grows with the group size."""
 
 KEYS_MAX = 8
 """More key columns than any reconciliation needs; bounds the width of the joins."""
+
+KEY_LENGTH_MAX = 4000
+"""Of a column's name, as the published request has it. Inside, key columns have names of their own."""
 
 RESERVED_COLUMNS = frozenset({"id", "amount", "amount_minor", "currency", "date"})
 """Columns that have rules of their own and therefore cannot be match keys."""
@@ -87,7 +90,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if len(self.keys) > KEYS_MAX or len(set(self.keys)) != len(self.keys):
             raise InvalidRequestError(f"rules.keys: give at most {KEYS_MAX} different columns")
         for key in self.keys:
-            if not key or len(key) > 64 or not key.isprintable() or key.startswith("_") or key in RESERVED_COLUMNS:
+            if not 0 < len(key) <= KEY_LENGTH_MAX or not key.isprintable() or key[0] == "_" or key in RESERVED_COLUMNS:
                 raise InvalidRequestError(f"rules.keys: {key!r} cannot be a match key")
         _within("amount_tolerance_minor", self.amount_tolerance_minor, 0, AMOUNT_TOLERANCE_MINOR_MAX)
         _within("date_window_days", self.date_window_days, 0, DATE_WINDOW_DAYS_MAX)
