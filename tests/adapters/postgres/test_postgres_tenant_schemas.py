@@ -18,7 +18,7 @@ from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_rows import TenantRows
 from settler_streams.adapters.postgres.tenant_schemas import differences, move, tenant_of
 from settler_streams.errors import ConfigurationError, NotFoundError, UnavailableError
-from settler_streams.ids import TenantId
+from settler_streams.ids import PLATFORM, TenantId
 from settler_streams.published import MIGRATIONS
 from tests.adapters.postgres.test_postgres_erasure import waits_for_a_lock
 from tests.adapters.postgres.test_postgres_isolation import ROWS
@@ -200,6 +200,20 @@ async def test_a_snapshot_that_has_to_wait_for_a_move_is_of_the_moment_after_it(
     await begun[0]
     assert sum(lines.values()) == moved
     assert min(lines.values()) > 0
+
+
+async def test_no_tenant_shares_its_lock_with_the_platform(pool, owner):
+    """Whoever moved or erased one that did stopped every recorder, relay and courier meanwhile."""
+    shared = await owner.fetchval(
+        """SELECT id FROM (SELECT lpad(to_hex(n), 32, '0')::uuid AS id FROM generate_series(1, 100000) AS n) AS tenants
+           WHERE hashtextextended(id::text, 0) & 1023 = hashtextextended($1, 0) & 1023 LIMIT 1""",
+        PLATFORM,
+    )
+    async with owner.transaction():
+        await owner.execute(queries.LOCK_TENANT_SCHEMA, shared)
+        for door in (pool.platform, pool.relay, pool.courier):
+            async with door() as tx:
+                assert await tx.fetchval("SELECT current_setting('app.tenant_id')") == PLATFORM
 
 
 async def test_a_tenant_that_does_not_exist_is_not_moved(database_settings):
