@@ -209,6 +209,8 @@ END_ERASURE: Final = "UPDATE erasures SET ended_at = now() WHERE tenant_id = $1"
 
 LIMIT_LOCK_WAIT_TO: Final = "SET LOCAL lock_timeout = %L"
 SET_LOCK_WAIT_TO: Final = "SET lock_timeout = %L"
+# False while one is under way. As create_tenant_schema() does.
+KEEP_MIGRATIONS_OUT: Final = "SELECT pg_try_advisory_xact_lock_shared(hashtextextended('settler/migrate', 0))"
 TENANT_EXISTS: Final = "SELECT EXISTS (SELECT FROM public.tenants WHERE id = $1)"
 CREATE_TENANT_SCHEMA: Final = "SELECT public.create_tenant_schema()"
 LOCK_TENANT_SCHEMA: Final = "SELECT pg_advisory_xact_lock(public.tenant_lock($1))"

@@ -18,7 +18,7 @@ from settler_streams.adapters.postgres.failures import translated
 from settler_streams.adapters.postgres.migration_files import TENANT_SCOPE, Migration
 from settler_streams.adapters.postgres.roles import execute_formatted
 from settler_streams.adapters.postgres.tenant_context import TenantContext
-from settler_streams.errors import ConfigurationError, NotFoundError
+from settler_streams.errors import ConfigurationError, NotFoundError, UnavailableError
 from settler_streams.ids import TenantId, canonical_tenant
 
 if TYPE_CHECKING:
@@ -52,9 +52,13 @@ async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool, not
     Raises:
         ConfigurationError: the tenant's schema is not at the layout of the shared one; migrate first.
         NotFoundError: there is no such tenant, or it was erased.
-        UnavailableError: the server failed, or transactions of the tenant did not end in time.
+        UnavailableError: the server failed, the database is being migrated, or transactions of the tenant did not end
+            in time.
     """
     async with owner_connection(settings) as connection, connection.transaction():
+        # A migration reads the schemas' names a page at a time: none of them may go meanwhile.
+        if not await connection.fetchval(queries.KEEP_MIGRATIONS_OUT):
+            raise UnavailableError("the database is being migrated")
         await execute_formatted(connection, queries.LIMIT_LOCK_WAIT_TO, MOVE_LOCK_WAIT)
         await connection.execute(queries.LOCK_TENANT_SCHEMA, tenant_id)
         await TenantContext.set(connection, tenant_id)

@@ -307,15 +307,20 @@ async def test_all_schemas_follow_a_new_migration_and_one_that_forgets_them_is_r
         await pool.close()
 
 
-async def test_no_schema_is_made_while_the_database_is_migrated(database_settings, pool, owner, create_tenant):
-    """It could be of the layout before, and be overlooked by what brings all schemas to the new one."""
-    tenant = await create_tenant()
+async def test_no_schema_is_made_or_dropped_while_the_database_is_migrated(
+    database_settings, pool, owner, create_tenant
+):
+    """One that is made could be of the layout before, and be overlooked by what brings all schemas to the new one; one
+    that is dropped would be missing when its turn comes."""
+    tenant, with_schema = await create_tenant(), await create_tenant()
+    await move(database_settings, with_schema, own_schema=True)
     await owner.execute(queries.SERIALISE_MIGRATION)
     with pytest.raises(UnavailableError, match="is being migrated"):
         async with pool.tenant(tenant) as tx:
             await tx.execute(queries.CREATE_TENANT_SCHEMA)
-    with pytest.raises(UnavailableError, match="is being migrated"):
-        await move(database_settings, tenant, own_schema=True)
+    for each, own_schema in ((tenant, True), (with_schema, False)):
+        with pytest.raises(UnavailableError, match="is being migrated"):
+            await move(database_settings, each, own_schema=own_schema)
     await owner.execute("SELECT pg_advisory_unlock_all()")
     async with pool.tenant(tenant) as tx:
         await tx.execute(queries.CREATE_TENANT_SCHEMA)
