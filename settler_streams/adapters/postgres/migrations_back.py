@@ -16,8 +16,7 @@ import asyncpg
 from settler_streams.adapters.postgres import queries
 from settler_streams.adapters.postgres.migration_files import BACK, TENANT_SCOPE, Migration
 from settler_streams.adapters.postgres.roles import execute_formatted
-from settler_streams.adapters.postgres.tenant_context import TenantContext
-from settler_streams.adapters.postgres.tenant_schemas import SHARED, Progress, schemas, tenant_of
+from settler_streams.adapters.postgres.tenant_schemas import SHARED, Progress, enter, schemas, tenant_of
 from settler_streams.errors import ConfigurationError, ConflictError
 
 if TYPE_CHECKING:
@@ -70,14 +69,12 @@ async def _schemas_back(
     total, done = int(await connection.fetchval(queries.SCHEMAS_COUNT)), 0
     async for schema in schemas(connection):
         async with connection.transaction():
-            tenant_id = tenant_of(schema)
-            await TenantContext.set(connection, tenant_id)
-            layout = int(await connection.fetchval(queries.LAYOUT_OF, tenant_id))
-            if layout > to:
+            layout = await enter(connection, schema)
+            if layout is not None and layout > to:
                 own = [m for m in undone if m.version <= layout and m.sql.startswith(TENANT_SCOPE)]
                 await _refuse_losses(connection, schema, own, discard_data=discard_data)
                 await _undo(connection, own)
-                await connection.execute(queries.RECORD_LAYOUT, tenant_id, to)
+                await connection.execute(queries.RECORD_LAYOUT, tenant_of(schema), to)
         done += 1
         progress(done, max(total, done))
 

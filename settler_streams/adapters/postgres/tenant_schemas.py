@@ -112,28 +112,46 @@ async def migrate_schemas(
     """
     total, done, changed = int(await connection.fetchval(queries.SCHEMAS_COUNT)), 0, 0
     async for schema in schemas(connection):
-        try:
-            async with connection.transaction():
-                changed += await _migrate_schema(connection, schema, files)
-        except NotFoundError as error:
-            _log.info("schema left as it is: it goes with its tenant", schema=schema, reason=str(error))
+        async with connection.transaction():
+            changed += await _migrate_schema(connection, schema, files)
         done += 1
         progress(done, max(total, done))
     return changed
 
 
-async def _migrate_schema(connection: Connection, schema: str, files: Sequence[Migration]) -> bool:
+async def enter(connection: Connection, schema: str) -> int | None:
+    """Set the context of the schema's tenant, also of one that is being erased; returns the schema's layout.
+
+    Until the erasure has ended, the schema needs what its policies call: it follows migrations as all others do.
+
+    Returns:
+        None: the schema is gone, with its tenant.
+
+    Raises:
+        ConfigurationError: it belongs to no tenant that is known to have one.
+    """
     tenant_id = tenant_of(schema)
-    await TenantContext.set(connection, tenant_id)
-    layout = await connection.fetchval(queries.LAYOUT_OF, tenant_id)
+    try:
+        async with connection.transaction():
+            await TenantContext.set(connection, tenant_id)
+    except NotFoundError:
+        await connection.fetchval(queries.ENTER_ERASURE, tenant_id)
+    layout: int | None = await connection.fetchval(queries.LAYOUT_OF, tenant_id)
     if layout is None:
-        raise ConfigurationError(f"schema {schema!r} belongs to no tenant that is known to have one")
-    if layout == files[-1].version:
+        if await connection.fetchval(queries.SCHEMA_IS_THERE, tenant_id):
+            raise ConfigurationError(f"schema {schema!r} belongs to no tenant that is known to have one")
+        _log.info("schema is gone with its tenant", schema=schema)
+    return layout
+
+
+async def _migrate_schema(connection: Connection, schema: str, files: Sequence[Migration]) -> bool:
+    layout = await enter(connection, schema)
+    if layout is None or layout == files[-1].version:
         return False
     for migration in files:
         if migration.version > layout and migration.sql.startswith(TENANT_SCOPE):
             await connection.execute(migration.sql)
-    await connection.execute(queries.RECORD_LAYOUT, tenant_id, files[-1].version)
+    await connection.execute(queries.RECORD_LAYOUT, tenant_of(schema), files[-1].version)
     await _refuse_differences(connection, schema)
     return True
 

@@ -300,9 +300,10 @@ async def test_what_projections_learn_late_of_an_erased_tenant_is_passed_over(po
     assert (await rows_of(owner, other)).keys() >= {"jobs.tenant_id"}
 
 
-async def test_a_migration_passes_over_the_schema_of_a_tenant_that_is_being_erased(
+async def test_a_migration_reaches_the_schema_of_a_tenant_that_is_being_erased(
     new_database, tmp_path, owner_connection
 ):
+    """A later one may drop what the policies there would still call."""
     files = shutil.copytree(MIGRATIONS, tmp_path / "migrations")
     settings = new_database()
     await migrate(settings, directory=files)
@@ -322,6 +323,6 @@ async def test_a_migration_passes_over_the_schema_of_a_tenant_that_is_being_eras
         (files / f"{last + 1:04d}_more.sql").write_text("-- scope: tenant\nALTER TABLE users ADD COLUMN more text;\n")
         await migrate(settings, directory=files)
         layouts = await owner.fetch("SELECT tenant_id::text, layout FROM tenant_schemas")
-        assert dict(layouts) == {tenants[0]: last, tenants[1]: last + 1}
+        assert dict(layouts) == dict.fromkeys(tenants, last + 1)
     await erase(pool, tenants[0])
     await pool.close()

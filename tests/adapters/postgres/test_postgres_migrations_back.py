@@ -12,15 +12,16 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from settler_streams.adapters.postgres import migrations_back, queries
+from settler_streams.adapters.postgres import erasures, migrations_back, queries, tenant_schemas
 from settler_streams.adapters.postgres.inventory import inventory
 from settler_streams.adapters.postgres.migration_files import BACK, TENANT_SCOPE, read_migrations
 from settler_streams.adapters.postgres.migrations import Migrated, migrate, migrate_to
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
-from settler_streams.adapters.postgres.tenant_schemas import differences, move
+from settler_streams.adapters.postgres.tenant_schemas import differences, move, schemas
 from settler_streams.errors import ConfigurationError, ConflictError
 from settler_streams.ids import TenantId
 from settler_streams.published import MIGRATIONS
+from tests.adapters.postgres.test_postgres_erasure import end_grace, erase
 from tests.adapters.postgres.test_postgres_tenant_schemas import fill
 
 pytestmark = pytest.mark.services
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.services
 FILES = read_migrations(MIGRATIONS)
 NAMES = [file.name for file in FILES]
 STOPS = [0, *(file.version for file in FILES)]
-LIFECYCLE, SCHEMAS = 15, 14
-"""The migration with tables in tenants' schemas, and the one that brought these."""
+ERASURES, LIFECYCLE, SCHEMAS = 16, 15, 14
+"""The migration that brought erasures, the one with tables in tenants' schemas, and the one that brought these."""
 
 # Beside what the inventory says: columns in their order, and the text of every function.
 COLUMNS = """
@@ -240,6 +241,56 @@ async def test_going_back_half_way_with_the_schemas_goes_on_in_both_directions(n
                     (parent, child)
                 ]
             assert await catalogue(owner) == before
+    await pool.close()
+
+
+@pytest.mark.parametrize("to", [ERASURES, SCHEMAS])
+async def test_a_tenant_that_is_being_erased_keeps_no_migration_from_being_undone(new_database, owner_connection, to):
+    """Beyond the migration that brought erasures, there is none any more: it has to be asked for again."""
+    settings = new_database()
+    await migrate(settings)
+    pool = await TenantConnectionPool.open(settings)
+    tenants = [await new_tenant(pool) for _ in range(2)]
+    for tenant in tenants:
+        await move(settings, tenant, own_schema=True)
+    async with owner_connection(settings) as owner:
+        await end_grace(owner, tenants[0])
+        await erasures.begin(pool, tenants[0], "ann")
+        before = await catalogue(owner)
+        await migrate_to(settings, to, discard_data=True)
+        assert await owner.fetch("SELECT layout FROM tenant_schemas") == [(to,), (to,)]
+        await migrate(settings)
+        assert await catalogue(owner) == before
+        for tenant in tenants:
+            assert await differences(owner, await owner.fetchval(queries.SCHEMA_OF, tenant)) == []
+        await end_grace(owner, tenants[0])
+        await erase(pool, tenants[0])
+    await pool.close()
+
+
+async def test_a_schema_that_goes_with_its_tenant_before_its_turn_is_passed_over(
+    new_database, owner_connection, monkeypatch
+):
+    settings = new_database()
+    await migrate(settings)
+    pool = await TenantConnectionPool.open(settings)
+    tenants = [await new_tenant(pool) for _ in range(2)]
+    for tenant in tenants:
+        await move(settings, tenant, own_schema=True)
+    async with owner_connection(settings) as owner:
+        page = [name async for name in schemas(owner)]
+        await end_grace(owner, tenants[0])
+        await erase(pool, tenants[0])
+
+        async def read_before(_connection):
+            for name in page:
+                yield name
+
+        monkeypatch.setattr(migrations_back, "schemas", read_before)
+        monkeypatch.setattr(tenant_schemas, "schemas", read_before)
+        for to in (ERASURES, FILES[-1].version):
+            await migrate_to(settings, to)
+            assert await owner.fetch("SELECT tenant_id::text, layout FROM tenant_schemas") == [(tenants[1], to)]
     await pool.close()
 
 
