@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
-import asyncpg
-
 from settler_streams.adapters.postgres import queries, roles
-from settler_streams.adapters.postgres.failures import translated
 from settler_streams.adapters.postgres.migration_files import Migration, read_migrations
 from settler_streams.adapters.postgres.migrations_back import go_back
 from settler_streams.adapters.postgres.server_version import refuse_unsafe
-from settler_streams.adapters.postgres.tenant_schemas import SHARED, Progress, migrate_schemas
+from settler_streams.adapters.postgres.tenant_schemas import (
+    IDLE_MAX,
+    SHARED,
+    Progress,
+    migrate_schemas,
+    owner_connection,
+)
 from settler_streams.errors import ConfigurationError
 from settler_streams.published import MIGRATIONS
 
@@ -28,7 +31,6 @@ _MAINTENANCE_DATABASE = "postgres"
 # Another process that migrates holds the lock for as long as its migrations take; an index over a large table is the
 # longest of them.
 _LOCK_WAIT = "600s"
-_CONNECT_S_MAX = 10.0
 
 
 class Migrated(NamedTuple):
@@ -74,7 +76,8 @@ async def migrate_to(
             security; a tenant's schema has another layout than the shared one; no migration has that number, or nothing
             undoes one.
         ConflictError: going back would delete data, or a tenant's schema could not be found any more.
-        UnavailableError: the server cannot be reached, or another migration runs for longer than the lock wait.
+        UnavailableError: the server cannot be reached, another migration runs for longer than the lock wait, or this
+            process stood still for so long that the server ended it.
     """
     roles.check_role_names(settings)
     files = read_migrations(directory)
@@ -129,21 +132,11 @@ async def _applied(connection: roles.Connection, files: Sequence[Migration]) -> 
 @contextlib.asynccontextmanager
 async def _locked(settings: Settings, database: str) -> AsyncIterator[roles.Connection]:
     """A connection of the owner, while no other process migrates in ``database``."""
-    with translated():
-        connection = await asyncpg.connect(
-            host=settings.db_host,
-            port=settings.db_port,
-            database=database,
-            user=settings.db_user,
-            password=settings.db_password.get_secret_value(),
-            timeout=_CONNECT_S_MAX,
-            server_settings={"lock_timeout": _LOCK_WAIT},
-        )
-        try:
-            await connection.execute(queries.SERIALISE_MIGRATION)
-            # A migration that waits for a table lock makes everyone queue behind it: it gives up early instead.
-            await connection.execute(queries.LIMIT_LOCK_WAIT)
-            yield connection
-        finally:
-            # Ends the session, and with it the lock.
-            await connection.close()
+    async with owner_connection(
+        settings, database, lock_timeout=_LOCK_WAIT, idle_in_transaction_session_timeout=IDLE_MAX
+    ) as connection:
+        await connection.execute(queries.SERIALISE_MIGRATION)
+        # A migration that waits for a table lock makes everyone queue behind it: it gives up early instead.
+        await connection.execute(queries.LIMIT_LOCK_WAIT)
+        yield connection
+    # The session has ended, and with it the lock.

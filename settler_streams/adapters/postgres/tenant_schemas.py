@@ -33,7 +33,19 @@ MOVE_LOCK_WAIT = "30s"
 """Transactions of the tenant that are under way end within seconds; a move that waits longer gives up, and may be
 repeated. Those that begin meanwhile wait for it."""
 
+IDLE_MAX = "20s"
+"""Whoever moves a tenant or migrates holds locks that others wait for: one that stands still inside its transaction is
+ended, as services are. Nothing is done there but statements, so the longest honest pause is a busy machine's."""
+
 _CONNECT_S_MAX = 10.0
+# A machine that vanishes says nothing, and its locks would stay for hours. Half a minute without an answer is its end,
+# whether the server waits for it or has something to tell it; also of a reader that has taken nothing for so long.
+_NETWORK_LIMITS = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
 _log = structlog.get_logger(__name__)
 _SCHEMA_NAME_PREFIX = "t_"
 
@@ -52,10 +64,13 @@ async def move(settings: Settings, tenant_id: TenantId, *, own_schema: bool, not
     Raises:
         ConfigurationError: the tenant's schema is not at the layout of the shared one; migrate first.
         NotFoundError: there is no such tenant, or it was erased.
-        UnavailableError: the server failed, the database is being migrated, or transactions of the tenant did not end
-            in time.
+        UnavailableError: the server failed, the database is being migrated, transactions of the tenant did not end in
+            time, or this process stood still for so long that the server ended it.
     """
-    async with owner_connection(settings) as connection, connection.transaction():
+    async with (
+        owner_connection(settings, idle_in_transaction_session_timeout=IDLE_MAX) as connection,
+        connection.transaction(),
+    ):
         # A migration reads the schemas' names a page at a time: none of them may go meanwhile.
         if not await connection.fetchval(queries.KEEP_MIGRATIONS_OUT):
             raise UnavailableError("the database is being migrated")
@@ -169,22 +184,27 @@ def tenant_of(schema: str) -> TenantId:
 
 
 @contextlib.asynccontextmanager
-async def owner_connection(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection of the database's owner.
+async def owner_connection(settings: Settings, database: str | None = None, **limits: str) -> AsyncIterator[Connection]:
+    """A connection of the database's owner, to ``database`` if it is another one; ``limits`` are set for the session.
 
     Raises:
-        UnavailableError: the server cannot be reached, or fails meanwhile.
+        UnavailableError: the server cannot be reached, fails meanwhile, or ended the session.
     """
     with translated():
         connection = await asyncpg.connect(
             host=settings.db_host,
             port=settings.db_port,
-            database=settings.db_name,
+            database=database or settings.db_name,
             user=settings.db_user,
             password=settings.db_password.get_secret_value(),
             timeout=_CONNECT_S_MAX,
+            server_settings=_NETWORK_LIMITS | limits,
         )
         try:
             yield connection
+        except asyncpg.InterfaceError as error:
+            if connection.is_closed():
+                raise UnavailableError(f"the connection to PostgreSQL was lost: {error}") from error
+            raise
         finally:
             await connection.close()

@@ -10,14 +10,16 @@ import signal
 import sys
 import tracemalloc
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import asyncpg
 import pytest
 
-from settler_streams.adapters.postgres import queries, tenant_schemas
+from settler_streams.adapters.postgres import migrations, queries, tenant_schemas
 from settler_streams.adapters.postgres.migrations import migrate
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_schemas import differences
+from settler_streams.errors import UnavailableError
 from settler_streams.ids import TenantId
 from settler_streams.published import MIGRATIONS
 from settler_streams.services import move_tenant
@@ -151,6 +153,44 @@ async def test_a_move_that_is_killed_with_all_rows_copied_and_some_deleted_keeps
     await goes_on(database_settings, pool, owner, tenant, before, moved=False, own_schema=own_schema)
 
 
+@pytest.mark.parametrize("own_schema", [True, False])
+async def test_a_move_that_stands_still_is_ended_and_holds_up_nobody(
+    database_settings, pool, owner, owner_connection, create_tenant, monkeypatch, own_schema
+):
+    tenant = await create_tenant()
+    async with pool.tenant(tenant) as tx:
+        await fill(tx, tenant)
+    if not own_schema:
+        await move_tenant(database_settings, tenant, own_schema=True)
+    before = await seen(pool, tenant)
+
+    async def take_lock() -> None:
+        async with owner_connection(database_settings) as another:
+            await another.execute(f"SET lock_timeout = '{WAITS_WITHIN_S}s'")
+            await ended(another, tenant)
+
+    async def stand_still(_tx, moved: int) -> None:
+        """With its whole event loop, until somebody else has had the tenant's lock."""
+        assert moved
+        with ThreadPoolExecutor(1) as aside:
+            aside.submit(asyncio.run, take_lock()).result()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tenant_schemas, "IDLE_MAX", "1s")
+        with pytest.raises(UnavailableError, match="idle-in-transaction timeout"):
+            await tenant_schemas.move(database_settings, tenant, own_schema=own_schema, note=stand_still)
+    await goes_on(database_settings, pool, owner, tenant, before, moved=False, own_schema=own_schema)
+
+
+async def test_an_owner_whose_machine_vanishes_is_given_up_within_half_a_minute(database_settings):
+    async with tenant_schemas.owner_connection(database_settings) as owner:
+        limits = [
+            await owner.fetchval(f"SHOW {name}")  # what the operating system says of the connection, not what was asked
+            for name in ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+        ]
+    assert limits == ["10", "5", "3", "30000"]
+
+
 async def waiting_for(owner, holder) -> str:
     """The statement that waits for what ``holder`` has locked, once one does."""
     statement = None
@@ -239,6 +279,32 @@ async def test_a_migration_that_is_killed_between_schemas_goes_on_where_it_was(
             async with pool.tenant(tenant) as tx:
                 assert await tx.fetch("SELECT email, more FROM users") == [("a@b", None)]
     await pool.close()
+
+
+async def test_a_migration_that_stands_still_is_ended_and_goes_on_where_it_was(
+    new_database, files, owner_connection, monkeypatch
+):
+    settings = new_database()
+    tenant = (await with_schemas(settings, 1))[0]
+    stood_still = []
+
+    async def stand_still(connection, schema: str) -> None:
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _: lost.set())
+        await asyncio.wait_for(lost.wait(), WAITS_WITHIN_S)
+        stood_still.append(schema)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "IDLE_MAX", "1s")
+        patch.setattr(tenant_schemas, "_refuse_differences", stand_still)
+        with pytest.raises(UnavailableError, match="connection to PostgreSQL was lost"):
+            await migrate(settings, directory=files)
+    async with owner_connection(settings) as owner:
+        schema = await schema_of(owner, tenant)
+        assert stood_still == [schema]
+        assert await differences(owner, schema), "the shared one has the new column, this one not"
+        assert await migrate(settings, directory=files) == []
+        assert await differences(owner, schema) == []
 
 
 async def test_more_schemas_than_a_page_are_migrated_in_memory_that_does_not_grow(
