@@ -142,13 +142,34 @@ async def test_whoever_is_killed_after_any_batch_another_goes_on(pool, owner, de
     assert await rows_of(owner, other) == others
 
 
-async def test_two_at_once_count_each_row_once(pool, owner, deleted, monkeypatch):
+@pytest.mark.parametrize("own_schema", [False, True])
+async def test_two_at_once_count_each_row_once(database_settings, pool, owner, deleted, monkeypatch, own_schema):
     monkeypatch.setattr(erasures, "BATCH_ROWS_MAX", 2)
     tenant = await deleted()
     rows = sum(len(rows) for rows in (await rows_of(owner, tenant)).values()) - len(["tenants", "tenant_slugs"])
+    if own_schema:
+        await move(database_settings, tenant, own_schema=True)
     one, two = await asyncio.gather(erase(pool, tenant), erase(pool, tenant))
     assert sum(one.counts.values()) == rows
     assert one == two
+
+
+async def test_one_that_another_has_overtaken_finds_nothing_left_in_a_schema_that_is_gone(
+    database_settings, pool, deleted, monkeypatch
+):
+    tenant = await deleted()
+    await move(database_settings, tenant, own_schema=True)
+    listed, records = erasures._tables, []
+
+    async def overtaken(tx, tenant_id):
+        tables = await listed(tx, tenant_id)
+        monkeypatch.setattr(erasures, "_tables", listed)
+        records.append(await erase(pool, tenant))
+        return tables
+
+    monkeypatch.setattr(erasures, "_tables", overtaken)
+    records.append(await erase(pool, tenant))
+    assert records[0] == records[1]
 
 
 async def test_only_a_tenant_that_is_due_can_be_erased(pool, owner, create_tenant, deleted):
