@@ -100,13 +100,17 @@ class TenantConnectionPool:
 
         Raises:
             NotFoundError: the tenant was erased, or is being erased.
-            UnavailableError: no connection came free within ``db_pool_wait_ms``, or the server failed.
+            UnavailableError: no connection came free within ``db_pool_wait_ms``, the server failed, or the tenant was
+                moved while the replica was asked, which may have missed its rows.
             ValueError: ``tenant_id`` is not a UUID in canonical form.
         """
         pool = self._replica if read_only and self._replica is not None else self._primary
         async with self._transaction(pool, read_only=read_only) as transaction:
             await TenantContext.set(transaction, tenant_id)
             yield transaction
+            # The lock that keeps a tenant in its place is the primary's: a replica replays a move amid a read.
+            if pool is self._replica and not await transaction.fetchval(queries.IS_IN_PLACE):
+                raise UnavailableError(f"tenant {tenant_id} was moved while it was read; read again")
 
     @contextlib.asynccontextmanager
     async def platform(self) -> AsyncIterator[Transaction]:

@@ -11,6 +11,12 @@ SET_CONTEXT: Final = "SELECT set_config('role', 'none', true), public.enter_tena
 OPEN_CONTEXT: Final = "SELECT public.open_tenant($1::text::uuid)"
 ENTER_ERASURE: Final = "SELECT public.enter_erasure($1::text::uuid)"
 READ_CONTEXT: Final = "SELECT NULLIF(current_setting('app.tenant_id', true), '')"
+# Whether tables are found where the context's rows lie now. A schema that is gone is passed over by itself.
+IS_IN_PLACE: Final = """
+SELECT current_schema() = COALESCE((
+    SELECT schema_name FROM public.tenant_schemas
+    WHERE tenant_id = NULLIF(current_setting('app.tenant_id', true), '')::uuid), 'public')
+"""
 READ_LEFTOVERS: Final = """
 SELECT concat_ws(', ', 'tenant ' || NULLIF(current_setting('app.tenant_id', true), ''),
                  'role ' || NULLIF(current_user, session_user))

@@ -19,6 +19,7 @@ from settler_streams.adapters.postgres import erasures
 from settler_streams.adapters.postgres import pool as pools
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_context import TenantContext
+from settler_streams.adapters.postgres.tenant_schemas import move
 from settler_streams.dev.stack.folders import make_folder
 from settler_streams.dev.stack.postgres import SUPERUSER, Postgres
 from settler_streams.dev.stack.probes import postgres_answers
@@ -197,6 +198,30 @@ async def test_who_has_written_may_read_what_was_before(pool, owner, follower, c
         assert await _name(pool, tenant_id, read_only=True) == "A"
         assert await _name(pool, tenant_id, read_only=False) == "B"
     assert await _name(pool, tenant_id, read_only=True) == "B"
+
+
+async def test_who_reads_while_a_move_is_replayed_gets_every_row_or_is_told_to_read_again(
+    reading_settings, pool, owner, follower, create_tenant
+):
+    tenant_id, other = await create_tenant(), await create_tenant()
+    await fill(pool, tenant_id)
+    await _caught_up(follower, owner)
+    found = []
+
+    async def read_while_moving(moved: TenantId, *, own_schema: bool) -> int:
+        async with pool.tenant(tenant_id, read_only=True) as tx:
+            await move(reading_settings, moved, own_schema=own_schema)
+            await _caught_up(follower, owner)
+            found.append(await tx.fetchval("SELECT count(*) FROM jobs"))
+            return found[-1]
+
+    rows = await read_while_moving(other, own_schema=True)
+    assert rows > 0
+    with pytest.raises(UnavailableError, match="was moved while it was read"):
+        await read_while_moving(tenant_id, own_schema=True)
+    assert found[-1] == 0, "it had looked where the rows had been"
+    assert await read_while_moving(other, own_schema=False) == rows
+    assert await read_while_moving(tenant_id, own_schema=False) == rows
 
 
 async def test_an_erased_tenant_is_refused_once_the_standby_has_replayed_that(pool, owner, follower, create_tenant):
