@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,8 +35,8 @@ class Ticker:
 
     Its own clock only paces it: a fold has its next tick once it has committed the last one. So the second tick of one
     source behind a record, which has a greater number than the first, was appended after that record's step had been
-    committed, however far the fold lags behind its log. A ticker that does not know whether all of its ticks were
-    appended goes on as another source.
+    committed, however far the fold lags behind its log. After a tick of which it is unknown whether it was appended,
+    the fold has ticks of another source.
 
     At least once: a tick whose answer is lost is sent again, and can be in the log twice under one id.
     """
@@ -49,7 +48,7 @@ class Ticker:
         self._clocks = clocks
         self._sequence = 0
         self._appended_ms: dict[int, int] = {}
-        self._source = self._new_source()
+        self._sources: dict[int, str] = {}
 
     async def run(self) -> None:
         """Until cancelled.
@@ -80,21 +79,22 @@ class Ticker:
             async with asyncio.timeout(TICK_INTERVAL_S + TICK_DEADLINE_S):
                 for partition in folds:
                     if self._clocks().get(partition, -1) >= self._appended_ms.get(partition, 0):
-                        sent[partition] = await producer.send(self._topic, self._encoded(), partition=partition)
+                        sent[partition] = await producer.send(
+                            self._topic, self._encoded(partition), partition=partition
+                        )
                     await asyncio.sleep(TICK_INTERVAL_S / len(folds))
                 await asyncio.gather(*sent.values())
         except (KafkaError, TimeoutError) as error:
             log.warning("tick not appended", topic=self._topic, error=repr(error))
-            self._source = self._new_source()
         for partition, tick in sent.items():
             if tick.done() and not tick.cancelled() and tick.exception() is None:
                 self._appended_ms[partition] = tick.result().timestamp
+            else:
+                del self._sources[partition]
 
-    def _new_source(self) -> str:
-        return f"/ticker/{self._role}/{uuid7(time.time_ns() // 1_000_000)}"
-
-    def _encoded(self) -> bytes:
+    def _encoded(self, partition: int) -> bytes:
         now = dt.datetime.now(dt.UTC)
         tick = ClockTick(role=self._role, sequence=self._sequence)
-        event_id = uuid7(int(now.timestamp() * 1000))
-        return encode(envelope(tick, event_id=event_id, source=self._source, tenant=PLATFORM, time=now))
+        now_ms = int(now.timestamp() * 1000)
+        source = self._sources.setdefault(partition, f"/ticker/{self._role}/{uuid7(now_ms)}")
+        return encode(envelope(tick, event_id=uuid7(now_ms), source=source, tenant=PLATFORM, time=now))
