@@ -15,6 +15,7 @@ from settler_streams.events.fields import PerMille, Text, Uuid
 from settler_streams.gateway.bodies import idempotency_key, read_event, read_model
 from settler_streams.gateway.operations import gateway_of, principal_of
 from settler_streams.ids import derived_id
+from settler_streams.tiers import LIMIT_MAX
 
 
 class FlagChange(BaseModel):
@@ -38,6 +39,9 @@ async def record_usage(request: Request) -> Response:
         # Else one tenant's word would take or give room that its parents and their other children share. Requests,
         # worker time and reconciliations do no harm: no fold counts them by such an event.
         raise InvalidRequestError("resource: custom_domains are counted by the platform, as domains are verified")
+    if abs(used.quantity) > LIMIT_MAX:
+        # Counts have 64 bits: one event of a child must not leave its parents and their other children no room in them.
+        raise InvalidRequestError(f"quantity: from -{LIMIT_MAX} to {LIMIT_MAX}")
     key = idempotency_key(request)
     # Never a job's id, which the same key gives: admission would take the later of the two for a repetition.
     event_id = derived_id(principal.tenant_id, f"usage-idempotency-key/{key}") if key is not None else None

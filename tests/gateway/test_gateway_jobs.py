@@ -295,6 +295,9 @@ async def test_usage_and_cancel_are_stored(platform: Platform, gateway_url: str)
         used = await tenant.http.post("/v1/usage", json={"resource": "storage_bytes", "quantity": 5})
         assert used.status_code == 202, used.text
         assert (await tenant.http.post("/v1/usage", json={"resource": "gold", "quantity": 5})).status_code == 400
+        for quantity, status in ((2**53, 202), (-(2**53), 202), (2**53 + 1, 400), (-(2**63), 400)):
+            used = await tenant.http.post("/v1/usage", json={"resource": "storage_bytes", "quantity": quantity})
+            assert used.status_code == status, used.text
         job = (await tenant.http.post("/v1/jobs", json=JOB)).json()["job_id"]
         assert (await tenant.http.delete(f"/v1/jobs/{job}")).status_code == 202
         changed = await tenant.http.put("/v1/flags/new-feature", json={"rollout_per_mille": 5})
