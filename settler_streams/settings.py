@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import platformdirs
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -232,17 +233,23 @@ class Settings(BaseModel):
     def postgres_url(self, *, owner: bool = False) -> str:
         """The connection URL of the application role, or of the owner."""
         user, password = (self.db_user, self.db_password) if owner else (self.db_app_user, self.db_app_password)
-        return f"postgresql://{user}:{password.get_secret_value()}@{self.db_host}:{self.db_port}/{self.db_name}"
+        names = [quote(name, safe="") for name in (user, password.get_secret_value(), self.db_name)]
+        return f"postgresql://{names[0]}:{names[1]}@{_in_url(self.db_host)}:{self.db_port}/{names[2]}"
 
     def redis_url(self) -> str:
         """The connection URL of Redis or Valkey, with the password when there is one."""
-        secret = f":{self.redis_password.get_secret_value()}@" if self.redis_password else ""
-        return f"redis://{secret}{self.redis_host}:{self.redis_port}/0"
+        secret = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
+        return f"redis://{secret}{_in_url(self.redis_host)}:{self.redis_port}/0"
 
     @property
     def record_sets_dir(self) -> Path:
         """Where record-set files lie: ``<data_dir>/data/<tenant id>/``."""
         return self.data_dir / "data"
+
+
+def _in_url(host: str) -> str:
+    """An IPv6 address in brackets; a socket's directory encoded."""
+    return f"[{host}]" if ":" in host else quote(host, safe="")
 
 
 def _problem(error: Any) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ssl
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import trustme
+from redis.connection import parse_url
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import ConfigurationError
@@ -23,6 +25,18 @@ def test_what_is_read_is_what_a_child_process_reads() -> None:
     settings = Settings.from_environment(given)
     assert Settings.from_environment(settings.environment()) == settings
     assert given.items() <= settings.environment().items()
+
+
+@pytest.mark.parametrize("host", ["valkey", "::1"])
+def test_a_password_of_whatever_characters_is_the_same_in_a_url(host: str) -> None:
+    password = "a/b#c?d%23@:[ü"
+    given = {"REDIS_PASSWORD": password, "REDIS_HOST": host, "DB_PASSWORD": password, "DB_HOST": host, "DB_NAME": "a/b"}
+    settings = Settings.from_environment(given)
+    redis = parse_url(settings.redis_url())
+    assert (redis["host"], redis["port"], redis["password"]) == (host, 6379, password)
+    postgres = urlsplit(settings.postgres_url(owner=True))
+    assert (postgres.hostname, postgres.port, unquote(postgres.password or "")) == (host, 5432, password)
+    assert unquote(postgres.path) == "/a/b"
 
 
 def test_every_mistake_is_named_at_once() -> None:
