@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.postgres.tenant_context import TenantContext
-from settler_streams.ids import TenantId
+from settler_streams.ids import PLATFORM, TenantId
 from settler_streams.services import queries
 from settler_streams.services.directory import TenantDirectory
 
@@ -50,15 +50,20 @@ class NoisyNeighborDetection:
             return await _read(tx, tenant_id)
 
     async def verdicts(self, tenants: Iterable[TenantId] | None = None) -> list[NoisyVerdict]:
-        """For operators: what stands against any of ``tenants`` (all that are known), the worst ratio first."""
+        """For operators: what stands against any of ``tenants`` (all that are known), the worst ratio first.
+
+        Those that were erased, or are being erased, are passed over.
+        """
         wanted = list(self._directory if tenants is None else tenants)
         found: list[NoisyVerdict] = []
         for first in range(0, len(wanted), TENANTS_PER_TRANSACTION):
             part = wanted[first : first + TENANTS_PER_TRANSACTION]
-            async with self._pool.tenant(part[0], read_only=True) as tx:
+            async with self._pool.tenant(PLATFORM, read_only=True) as tx:  # the one that cannot be erased
                 for tenant_id in part:
-                    await TenantContext.set(tx, tenant_id)
-                    found += await _read(tx, tenant_id)
+                    if await TenantContext.open(tx, tenant_id):
+                        found += await _read(tx, tenant_id)
+                    else:  # the search path is still that of the tenant before
+                        await TenantContext.set(tx, PLATFORM)
         return sorted(found, key=lambda v: (-(v.ratio_per_mille or 0), v.tenant_id, v.resource))
 
 

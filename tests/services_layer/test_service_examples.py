@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from settler_streams.adapters.postgres import projection
 from settler_streams.adapters.postgres.effects import QuotaUsage, Signal
+from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.client import Caller, KafkaTransport
 from settler_streams.core.flags import FlagReason
 from settler_streams.errors import InvalidRequestError, NotFoundError
@@ -35,8 +36,10 @@ from settler_streams.services import (
     QuotaExceededError,
     QuotaService,
     feed,
+    move_tenant,
 )
 from settler_streams.services.feed import TopicFeed
+from tests.adapters.postgres.conftest import owner_of
 from tests.services.interface import Service
 from tests.services_layer.platform import Platform, settled
 
@@ -52,6 +55,14 @@ async def _project(platform: Platform, *effects: QuotaUsage | Signal) -> None:
 
 def _storage(tenant_id: TenantId, used: int, **more: int) -> QuotaUsage:
     return QuotaUsage(tenant_id=tenant_id, quota_type="storage", used=used, reserved=0, source_version=1, **more)
+
+
+def _signal(tenant_id: TenantId, kind: str, at_ms: int) -> Signal:
+    detail = {"used": 400, "others_average": 100, "ratio_per_mille": 4000}
+    return Signal(
+        tenant_id=tenant_id, signal_id=str(uuid.uuid4()), kind=kind, resource="requests", detail=detail,
+        signalled_at_ms=at_ms, source_version=at_ms,
+    )  # fmt: skip
 
 
 async def test_check_quota(platform: Platform) -> None:
@@ -168,16 +179,9 @@ async def test_flag_commands_are_published_for_the_agent(platform: Platform, fla
 async def test_current_verdicts_name_nobody_else(platform: Platform) -> None:
     loud, quiet, calmed = [(await platform.new_tenant()).tenant.id for _ in range(3)]
 
-    def signal(tenant_id: TenantId, kind: str, at_ms: int) -> Signal:
-        detail = {"used": 400, "others_average": 100, "ratio_per_mille": 4000}
-        return Signal(
-            tenant_id=tenant_id, signal_id=str(uuid.uuid4()), kind=kind, resource="requests", detail=detail,
-            signalled_at_ms=at_ms, source_version=at_ms,
-        )  # fmt: skip
-
     await _project(
-        platform, signal(loud, "noisy", 1), signal(calmed, "noisy", 1), signal(calmed, "quiet", 2),
-        signal(loud, "quiet", 2), signal(loud, "noisy", 3),
+        platform, _signal(loud, "noisy", 1), _signal(calmed, "noisy", 1), _signal(calmed, "quiet", 2),
+        _signal(loud, "quiet", 2), _signal(loud, "noisy", 3),
     )  # fmt: skip
     detection = NoisyNeighborDetection(platform.pool, platform.directory)
     (verdict,) = await detection.verdicts_of(loud)
@@ -189,6 +193,26 @@ async def test_current_verdicts_name_nobody_else(platform: Platform) -> None:
         await platform.directory.find(tenant_id)
     assert [v.tenant_id for v in await detection.verdicts()] == [loud]
     assert await detection.verdicts([quiet, calmed]) == []
+
+
+async def test_verdicts_pass_over_tenants_that_are_being_erased(platform: Platform) -> None:
+    """Wherever they stand, also behind one with a schema of its own; and on a replica, which asks for the place."""
+    first, loud, last = [(await platform.new_tenant()).tenant.id for _ in range(3)]
+    await move_tenant(platform.settings, loud, own_schema=True)
+    await _project(platform, _signal(loud, "noisy", 1), _signal(last, "noisy", 1))
+    async with owner_of(platform.settings) as owner:
+        for erased in (first, last):
+            row = "INSERT INTO erasures (tenant_id, root_id, version, asked_by) VALUES ($1, $1, 1, 'x')"
+            await owner.execute(row, erased)
+    reading = platform.settings.model_copy(update={"db_read_host": platform.settings.db_host})
+    replicated = await TenantConnectionPool.open(reading)
+    try:
+        for pool in (platform.pool, replicated):
+            detection = NoisyNeighborDetection(pool, platform.directory)
+            assert [v.tenant_id for v in await detection.verdicts([first, loud, last])] == [loud]
+            assert await detection.verdicts([last]) == []
+    finally:
+        await replicated.close()
 
 
 async def test_a_tier_that_the_caller_passes_is_ignored(platform: Platform) -> None:
