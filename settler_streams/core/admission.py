@@ -246,12 +246,16 @@ class Admission(FoldLogic):
             raise RecordError("out-of-range", f"a burst of {changed.burst} is beyond {quotas.BURST_MAX}")
         key = f"tenant/{tenant_id}"
         current = value_of(self._state, key, Tenant)
-        if current is not None and current.version >= changed.version:
+        if current is not None and current.version > changed.version:
             return NOTHING
         if current is not None and current.root_id != changed.root_id:
             raise RecordError(
                 "root-moved", f"{tenant_id} lies under {current.root_id}; its state cannot move elsewhere"
             )
+        acknowledged = TenantAcknowledged(version=changed.version)
+        told = Emit("tenant-signals", acknowledged, tenant_id, record.key, "acknowledged", tenant_id)
+        if current is not None and current.version == changed.version:
+            return Outcome({}, (told,))  # again, since who asks may have missed it
         tenant = Tenant(
             changed.version,
             changed.tier,
@@ -269,7 +273,7 @@ class Admission(FoldLogic):
             bucket = change_policy(level.usage.bucket, level.limits.rate, limits.rate, now_ms)
             usage = quotas.with_bucket(level.usage, bucket)
         self._standings.change(tenant_id, limits, self._in_round(usage))
-        return Outcome({key: tenant}, tuple(self._announce(record, changed.version, limits)))
+        return Outcome({key: tenant}, (*self._announce(record, changed.version, limits), told))
 
     def _erase(self, record: Record, erased: TenantErased, now_ms: int) -> Outcome:
         """Keep nothing of a tenant; what its parents' levels count of it as held is given back there.
@@ -310,15 +314,13 @@ class Admission(FoldLogic):
                 return NOTHING
 
     def _announce(self, record: Record, version: int, limits: Limits) -> Iterable[Emit]:
-        """Tell every pool the tenant's weight, and whoever waits for it that admission knows this version."""
+        """Tell every pool the tenant's weight."""
         tenant = record.event.tenantid
         weighted = TenantWeighted(
             weight=limits.weight, enterprise=limits.enterprise, max_running=limits.max_running, version=version
         )
         for pool in range(self._policy.pools):
             yield Emit("pool-inputs", weighted, tenant, record.key, f"weighted/{pool}", tenant, partition=pool)
-        acknowledged = TenantAcknowledged(version=version)
-        yield Emit("tenant-signals", acknowledged, tenant, record.key, "acknowledged", tenant)
 
     def _flag_changed(self, record: Record, flag: FlagState) -> Outcome:
         if not flag.flag.startswith(GATING):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from settler_streams.adapters.postgres import outbox
@@ -259,6 +259,22 @@ async def update(tx: Transaction, tenant: Tenant) -> None:
     )
 
 
+async def store(
+    tx: Transaction, before: Tenant, after: Tenant, action: str, actor: str, request_id: str | None
+) -> Tenant:
+    """The next version, audited and announced; what changes nothing is no version and only announced again.
+
+    Its first announcement may not have been acknowledged yet, and whoever repeats a change waits for that.
+    """
+    if unchanged(before, after):
+        await _announce(tx, before)
+        return before
+    after = replace(after, version=before.version + 1)
+    await update(tx, after)
+    await record(tx, after, before, action, actor, request_id)
+    return after
+
+
 async def record(
     tx: Transaction, after: Tenant, before: Tenant | None, action: str, actor: str, request_id: str | None
 ) -> None:
@@ -294,7 +310,7 @@ async def record_owned(
 
 
 async def _announce(tx: Transaction, tenant: Tenant) -> str:
-    """Put the event of the tenant's new version into the outbox; returns its id."""
+    """Put the event of the tenant's version into the outbox; returns its id."""
     now = dt.datetime.now(dt.UTC)
     event_id = uuid7(int(now.timestamp() * 1000))
     changed = TenantChanged(

@@ -1,7 +1,8 @@
 """Tenants: created, changed, suspended, deleted and restored, each change in one transaction.
 
 A change writes the tenant's row (one version more), an audit entry, and the event ``settler.tenant.changed.v1`` in the
-outbox, or nothing at all. It returns once admission decides by the new version.
+outbox, or nothing at all. It returns once admission decides by the new version. What a change finds as it would have it
+is no new version, but waited for all the same.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class CreatedTenant(NamedTuple):
 
 
 class TenantNotYetKnownError(UnavailableError):
-    """The change is stored, and admission will know of it soon; it only could not be waited for. Do not repeat it."""
+    """The change is stored, and admission will know of it soon; it only could not be waited for."""
 
     def __init__(self, tenant: Tenant, reason: str) -> None:
         super().__init__(
@@ -381,12 +382,7 @@ class TenantService:
                 async with self._pool.tenant(tenant_id) as tx:
                     before = await tenant_store.hold(tx, tenant_id)
                     await check(tx, before)
-                    after = change(before)
-                    if tenant_store.unchanged(before, after):
-                        return before
-                    after = replace(after, version=before.version + 1)
-                    await tenant_store.update(tx, after)
-                    await tenant_store.record(tx, after, before, action, actor, request_id)
+                    after = await tenant_store.store(tx, before, change(before), action, actor, request_id)
             await self._acknowledged(after, awaited)
         return after
 

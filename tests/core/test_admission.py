@@ -528,7 +528,8 @@ def test_a_change_of_tier_is_announced_acknowledged_and_holds_at_once():
     assert [emit.data for emit in emits if isinstance(emit.data, TenantAcknowledged)] == [TenantAcknowledged(version=2)]
     assert ask(fold, FLAT, "c").admitted
     before = fold.stored()
-    assert fold.feed(change(FLAT, 2, TenantTier.FREE), FLAT) == ()
+    again = fold.feed(change(FLAT, 2, TenantTier.FREE), FLAT)
+    assert [emit.data for emit in again] == [TenantAcknowledged(version=2)], "who repeats a change waits for that"
     assert fold.feed(change(FLAT, 1, TenantTier.FREE), FLAT) == ()
     assert fold.stored() == before
 

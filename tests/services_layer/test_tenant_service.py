@@ -164,6 +164,34 @@ async def test_without_admission_the_tenant_exists_and_the_error_says_so(
     assert await platform.tenants.get(caught.value.tenant.id) == caught.value.tenant
 
 
+async def test_a_repeated_change_is_waited_for_until_admission_knows_it(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = (await platform.new_tenant()).tenant
+    deaf = TenantService(platform.pool, platform.relay, Acknowledgements(platform.settings))
+    versions: list[int] = []
+
+    def on_change(changed: TenantId, version: int) -> None:
+        if changed == tenant.id:
+            versions.append(version)
+
+    platform.directory.follow(on_change)
+    with monkeypatch.context() as patched:
+        patched.setattr(acknowledgements, "ACKNOWLEDGED_WITHIN_S", 0.2)
+        for _ in range(2):
+            with pytest.raises(TenantNotYetKnownError, match="is stored as version 2"):
+                await deaf.suspend(tenant.id)
+    suspended = await platform.tenants.suspend(tenant.id)
+    assert (suspended.version, suspended.status) == (2, TenantStatus.SUSPENDED)
+    await platform.tenants.reactivate(tenant.id)
+    await _known_as(platform, tenant.id, version=3)
+    platform.directory.unfollow(on_change)
+    assert [version for version in versions if version > 1] == [2, 3], "each told once, however often announced"
+    async with platform.pool.tenant(tenant.id) as tx:
+        actions = [row["action"] for row in await tx.fetch("SELECT action FROM audit_logs ORDER BY recorded_at, id")]
+    assert actions == ["tenant.created", "tenant.suspended", "tenant.reactivated"]
+
+
 async def test_what_the_relay_could_not_publish_stays(platform: Platform) -> None:
     class Broken:
         async def publish_encoded(self, _events: object) -> None:

@@ -1,7 +1,7 @@
 """Events that reach Kafka because a transaction committed.
 
 Delivery is at least once: an event leaves the outbox after Kafka has acknowledged it, and a relay that dies in between
-sends it again. A tenant's events leave in the order of its transactions, since they all update the tenant's own row.
+sends it again. A tenant's events leave in the order of its transactions, since they all lock the tenant's own row.
 """
 
 from __future__ import annotations
