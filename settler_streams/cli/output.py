@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 import platformdirs
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,7 @@ EXIT_CODES = {
     Disposition.DEAD_LETTER: 65,  # sysexits: EX_DATAERR
     Disposition.RETRY: 75,  # sysexits: EX_TEMPFAIL
 }
-WIDTH_OF_A_PIPE = 400
+WIDTH_OF_A_PIPE = 100_000
 """Without a terminal, a line is as long as its row: what reads it wants whole values."""
 EXIT_DIFFERS = 3
 """Nothing went wrong, and yet it is not as it should be."""
@@ -51,14 +52,23 @@ def print_json(document: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table for people; whole lines without a terminal."""
-    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*map(_text, row))
-    console = Console()
+    """A table for people; whole lines without a terminal.
+
+    No value is taken for markup, or cut while each column has room for a character: what is too long for a terminal
+    goes on in the next line. The first column, where ids are, does not if that leaves the others half of the width.
+    """
+    cells = [[_text(value) for value in row] for row in rows]
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=WIDTH_OF_A_PIPE)
-    console.print(table, markup=False)
+        console.width = WIDTH_OF_A_PIPE
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, heading in enumerate(headings):
+        longest = max(cell_len(each) for each in (heading, *(row[place] for row in cells)))
+        # Never no_wrap for what may not fit: rich cuts it, whatever overflow says.
+        table.add_column(heading, overflow="fold", no_wrap=place == 0 and longest <= console.width // 2)
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
 
 
 def _text(value: object) -> str:

@@ -122,12 +122,17 @@ def tenant_id_of(text: str) -> TenantId:
         raise InvalidRequestError(str(error)) from error
 
 
-def print_one(document: Mapping[str, Any], *, as_json: bool) -> None:
-    """One thing: its fields below one another."""
+def print_one(document: Mapping[str, Any], *, as_json: bool, once: str | None = None) -> None:
+    """One thing: its fields below one another.
+
+    The field ``once`` is a secret that is never shown again: for people it is the first line, alone and whole.
+    """
     if as_json:
         print_json(document)
-    else:
-        print_table(("", ""), document.items())
+        return
+    if once is not None:
+        click.echo(document[once])  # first, so that nothing about the rest can keep it
+    print_table(("", ""), ((name, value) for name, value in document.items() if name != once))
 
 
 def print_many(columns: Sequence[str], documents: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

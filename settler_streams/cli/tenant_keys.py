@@ -63,7 +63,7 @@ def issue(tenant: str, scopes: tuple[str, ...], name: str, days: int | None, sta
             tenant_id_of(tenant), scopes, name=name, expires_at=_in_days(days), actor=ACTOR
         ),
     )
-    print_one(_issued(issued), as_json=as_json)
+    print_one(_issued(issued), as_json=as_json, once="key")
 
 
 @keys.command()
@@ -114,7 +114,7 @@ def rotate(tenant: str, key: str, overlap_hours: int, state_dir: Path, as_json: 
             tenant_id_of(tenant), key, overlap=dt.timedelta(hours=overlap_hours), actor=ACTOR
         ),
     )
-    print_one(_issued(issued), as_json=as_json)
+    print_one(_issued(issued), as_json=as_json, once="key")
 
 
 @keys.command()

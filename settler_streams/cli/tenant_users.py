@@ -68,7 +68,7 @@ def invite(tenant: str, email: str, role: str, state_dir: Path, as_json: bool) -
         state_dir, lambda pool: UserService(pool).invite(tenant_id_of(tenant), email, Role(role), actor=ACTOR)
     )
     shown = {**asdict(invitation.user), "expires_at": invitation.expires_at, "token": invitation.token}
-    print_one(shown, as_json=as_json)
+    print_one(shown, as_json=as_json, once="token")
 
 
 @users.command()

@@ -15,10 +15,10 @@ import click
 
 from settler_streams.cli.output import EXIT_DIFFERS, flag, json_flag, print_json, print_table, state_dir_flag
 from settler_streams.cli.target import settings_of
-from settler_streams.cli.tenant_calls import ACTOR, tenant_id_of, with_relay
+from settler_streams.cli.tenant_calls import ACTOR, print_one, tenant_id_of, with_relay
 from settler_streams.core.webhooks import PUBLIC_TYPES
 from settler_streams.errors import InvalidRequestError
-from settler_streams.services.webhooks import Delivery, IssuedSecret, Webhook, WebhookService
+from settler_streams.services.webhooks import Delivery, Webhook, WebhookService
 from settler_streams.services.webhooks.deliveries import LISTED_MAX, STATUSES
 from settler_streams.services.webhooks.service import OVERLAP_S
 
@@ -48,10 +48,8 @@ def webhooks() -> None:
 @json_flag()
 def add(tenant: str, url: str, events: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
     """Make a webhook for what happens from now on. Its secret is shown this once."""
-    _print_secret(
-        _changed(state_dir, lambda service: service.create(tenant_id_of(tenant), url, events, actor=ACTOR)),
-        as_json,
-    )
+    issued = _changed(state_dir, lambda service: service.create(tenant_id_of(tenant), url, events, actor=ACTOR))
+    print_one(asdict(issued), as_json=as_json, once="secret")
 
 
 @webhooks.command("list")
@@ -105,10 +103,10 @@ def resume(tenant: str, webhook: str, state_dir: Path, as_json: bool) -> None:
 @json_flag()
 def rotate(tenant: str, webhook: str, overlap: int, state_dir: Path, as_json: bool) -> None:
     """Make a new secret. It is shown this once."""
-    _print_secret(
-        _changed(state_dir, lambda s: s.rotate_secret(tenant_id_of(tenant), webhook, overlap_s=overlap, actor=ACTOR)),
-        as_json,
+    issued = _changed(
+        state_dir, lambda s: s.rotate_secret(tenant_id_of(tenant), webhook, overlap_s=overlap, actor=ACTOR)
     )
+    print_one(asdict(issued), as_json=as_json, once="secret")
 
 
 @webhooks.command()
@@ -232,10 +230,3 @@ def _print(webhook: Webhook, as_json: bool) -> None:
         print_json(document)
     else:
         print_table(("", ""), document.items())
-
-
-def _print_secret(issued: IssuedSecret, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(issued))
-    else:
-        print_table(("", ""), [("webhook", issued.webhook_id), ("secret", issued.secret)])

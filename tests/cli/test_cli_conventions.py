@@ -22,6 +22,7 @@ from tests.cli.in_process import logs_as_they_were
 
 UNTIL_STOPPED = {"worker", "executor", "courier", "gateway"}
 FOR_PEOPLE = {"demo"}
+TENANT, KEY = "0190a1b2-c3d4-7e5f-8a6b-9c0d1e2f3a4b", "0190a1b2-c3d4-7e5f-8a6b-9c0d1e2f3a4c"
 
 
 def leaves() -> Iterator[tuple[str, click.Command]]:
@@ -150,3 +151,24 @@ def test_a_cell_with_several_things_shows_them_as_people_write_them(capsys):
         "parent_id",
         "version    4",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_a_terminal_cuts_no_value_and_takes_none_for_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    url = "https://hooks.example/[b]/:key:/" + "0123456789" * 9
+    print_table(("id", "url"), [(KEY, url)])
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == width
+    ends = lines[0].index("  ")
+    assert "".join(line[:ends].rstrip() for line in lines) == KEY
+    assert "".join(line[ends + 2 :].rstrip() for line in lines) == url
+    assert (ends == len(KEY)) is (width == 80)
+
+
+def test_without_a_terminal_a_row_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("id", "url"), [(KEY, "u" * 2000)])
+    assert capsys.readouterr().out.splitlines()[1] == f"{KEY}  {'u' * 2000}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import secrets
@@ -20,7 +21,7 @@ from settler_streams.services import AuthenticationError, EventPublisher, verify
 from settler_streams.services import publisher as publisher_module
 from settler_streams.services.publisher import Encoded
 from settler_streams.topology import full_name
-from tests.cli.in_process import invoke
+from tests.cli.in_process import invoke, shown
 from tests.services.interface import Service
 from tests.services_layer.dns_server import DnsServer
 from tests.services_layer.platform import Platform
@@ -153,6 +154,37 @@ async def test_keys_are_issued_narrowed_rotated_and_revoked(cli: Cli, platform: 
         ("default", True), ("reader", False), ("reader", True),
     ]  # fmt: skip
     assert (await cli("keys", "revoke", tenant, issued["id"]))[0] == REFUSED
+
+
+async def test_a_narrow_terminal_shows_secrets_whole_and_ids_in_one_line(
+    cli: Cli, platform: Platform, tmp_path: Path
+) -> None:
+    tenant = (await new_tenant(cli))["id"]
+    known = {
+        **platform.settings.environment(), "SETTLER_STATE_DIR": str(tmp_path), "WEBHOOK_KEYS": f"one:{'a1' * 32}",
+        "TTY_COMPATIBLE": "1", "COLUMNS": "80",
+    }  # fmt: skip
+
+    async def lines(*arguments: str) -> list[str]:
+        async with asyncio.timeout(ENDS_WITHIN_S):
+            return (await asyncio.to_thread(shown, ["tenants", *arguments], known)).splitlines()
+
+    issued = await lines("keys", "issue", tenant)
+    assert (await platform.tenants.authenticate(issued[0])).tenant_id == tenant
+    (reader,) = (key for key in await done(cli, "keys", "list", tenant))
+    rotated = await lines("keys", "rotate", tenant, reader["id"])
+    assert (await platform.tenants.authenticate(rotated[0])).tenant_id == tenant
+    for listed in ("keys", "users"):
+        ids = [each["id"] for each in await done(cli, listed, "list", tenant)]
+        printed = await lines(listed, "list", tenant)
+        assert [line.split()[0] for line in printed if line[:1] not in ("", " ", "\x1b")] == ids
+    token = (await lines("users", "invite", tenant, "bob@acme.example", "member"))[0]
+    await done(cli, "users", "accept", SETTLER_INVITATION_TOKEN=token, SETTLER_USER_PASSWORD="bob's password")
+    added = await lines("webhooks", "add", tenant, "https://hooks.example/")
+    (webhook,) = await done(cli, "webhooks", "list", tenant)
+    again = await lines("webhooks", "rotate", tenant, webhook["id"])
+    for secret in (added[0], again[0]):
+        assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
 
 
 async def test_a_domain_is_proven_and_onboarding_sees_it(cli: Cli, platform: Platform) -> None:
