@@ -18,17 +18,11 @@ from settler_streams.cli.tenant_calls import (
     with_pool,
     with_relay,
 )
+from settler_streams.errors import InvalidRequestError
 from settler_streams.services import ApiKey, ApiKeys, IssuedApiKey, Scope
 
-_scopes = flag(
-    "--scope",
-    "scopes",
-    env="SETTLER_KEY_SCOPES",
-    multiple=True,
-    type=click.Choice([scope.value for scope in Scope]),
-    default=[scope.value for scope in Scope],
-    help="What the key may do; may be given several times.",
-)
+_SCOPES = [scope.value for scope in Scope]
+_DAYS = click.IntRange(1, 3650)
 
 
 @click.group()
@@ -50,9 +44,17 @@ def list_(tenant: str, after: str | None, limit: int, state_dir: Path, as_json: 
 
 @keys.command()
 @click.argument("tenant")
-@_scopes
+@flag(
+    "--scope",
+    "scopes",
+    env="SETTLER_KEY_SCOPES",
+    multiple=True,
+    type=click.Choice(_SCOPES),
+    default=_SCOPES,
+    help="What the key may do; may be given several times.",
+)
 @flag("--name", env="SETTLER_KEY_NAME", default="default", help="What it is for.")
-@flag("--days", env="SETTLER_KEY_DAYS", type=click.IntRange(1, 3650), default=None, help="How long it holds.")
+@flag("--days", env="SETTLER_KEY_DAYS", type=_DAYS, default=None, help="How long it holds; unset: until revoked.")
 @state_dir_flag()
 @json_flag()
 def issue(tenant: str, scopes: tuple[str, ...], name: str, days: int | None, state_dir: Path, as_json: bool) -> None:
@@ -69,7 +71,15 @@ def issue(tenant: str, scopes: tuple[str, ...], name: str, days: int | None, sta
 @keys.command()
 @click.argument("tenant")
 @click.argument("key")
-@_scopes
+@flag(
+    "--scope",
+    "scopes",
+    env="SETTLER_KEY_NEW_SCOPES",  # not that of `issue`: what is set for new keys must not widen an old one
+    multiple=True,
+    type=click.Choice(_SCOPES),
+    required=True,
+    help="What the key may do, and nothing else; may be given several times.",
+)
 @state_dir_flag()
 @json_flag()
 def scopes(tenant: str, key: str, scopes: tuple[str, ...], state_dir: Path, as_json: bool) -> None:
@@ -83,11 +93,14 @@ def scopes(tenant: str, key: str, scopes: tuple[str, ...], state_dir: Path, as_j
 @keys.command()
 @click.argument("tenant")
 @click.argument("key")
-@flag("--days", env="SETTLER_KEY_DAYS", type=click.IntRange(1, 3650), default=None, help="From now; unset: never.")
+@flag("--days", env="SETTLER_KEY_EXPIRY_DAYS", type=_DAYS, default=None, help="It ends so long from now.")
+@flag("--never", env="SETTLER_KEY_EXPIRY_NEVER", is_flag=True, help="It holds until it is revoked.")
 @state_dir_flag()
 @json_flag()
-def expiry(tenant: str, key: str, days: int | None, state_dir: Path, as_json: bool) -> None:
-    """Say when the key of this id ends."""
+def expiry(tenant: str, key: str, days: int | None, never: bool, state_dir: Path, as_json: bool) -> None:
+    """Say when the key of this id ends: either in so many days, or never."""
+    if (days is None) is not never:
+        raise InvalidRequestError("say when the key ends: either --days or --never")
     changed = with_relay(
         state_dir, lambda pool: ApiKeys(pool).change_expiry(tenant_id_of(tenant), key, _in_days(days), actor=ACTOR)
     )

@@ -100,6 +100,9 @@ def test_a_system_that_is_not_up_is_reported_and_creates_nothing(
         (("dlq", "redrive"), 4, "settler dlq list"),
         (("worker", "--roles", "admission,barista"), 4, "no such roles: barista; there are admission"),
         (("topology", "check", "--sideways"), 2, "No such option"),
+        (("tenants", "keys", "scopes", TENANT, KEY), 2, "Missing option '--scope'"),
+        (("tenants", "keys", "expiry", TENANT, KEY), 4, "either --days or --never"),
+        (("tenants", "keys", "expiry", TENANT, KEY, "--days", "9", "--never"), 4, "either --days or --never"),
         (("brew",), 2, "No such command"),
     ],
 )
@@ -110,6 +113,8 @@ def test_errors_say_what_to_do_and_have_a_code(
     code: int,
     hint: str,
 ) -> None:
+    monkeypatch.setenv("SETTLER_KEY_SCOPES", "jobs:read")  # what new keys may do, and for how long, changes no old one
+    monkeypatch.setenv("SETTLER_KEY_DAYS", "9")
     assert run(monkeypatch, *arguments) == code
     printed = capsys.readouterr()
     assert hint in printed.err

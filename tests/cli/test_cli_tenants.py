@@ -142,7 +142,8 @@ async def test_keys_are_issued_narrowed_rotated_and_revoked(cli: Cli, platform: 
     issued = await done(cli, "keys", "issue", tenant, "--scope", "jobs:read", "--name", "reader", "--days", "9")
     await done(cli, "keys", "scopes", tenant, issued["id"], "--scope", "flags:read")
     assert (await platform.tenants.authenticate(issued["key"])).scopes == {"flags:read"}
-    assert (await done(cli, "keys", "expiry", tenant, issued["id"]))["expires_at"] is None
+    assert (await done(cli, "keys", "expiry", tenant, issued["id"], "--days", "3"))["expires_at"] < issued["expires_at"]
+    assert (await done(cli, "keys", "expiry", tenant, issued["id"], "--never"))["expires_at"] is None
     replaced = await done(cli, "keys", "rotate", tenant, issued["id"], "--overlap-hours", "1")
     for each in (plain, issued["key"], replaced["key"]):
         await platform.tenants.authenticate(each)
