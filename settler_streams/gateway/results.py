@@ -25,12 +25,13 @@ from starlette.types import Receive, Scope, Send
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import InvalidRequestError, RecordError, UnavailableError
-from settler_streams.events import JobFinished, decode
+from settler_streams.events import JobFinished, TenantStatus, decode
 from settler_streams.gateway.gateway import Gateway
 from settler_streams.gateway.operations import gateway_of, principal_of
 from settler_streams.gateway.problems import unavailable
 from settler_streams.ids import TenantId, partition_of
 from settler_streams.services import Principal
+from settler_streams.services import Scope as KeyScope
 from settler_streams.topology import full_name, load_topology
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ TOPIC = "job-results"
 STREAMS_MAX, STREAMS_PER_TENANT_MAX = 200, 8
 """Open streams of a gateway, and of one tenant: each has a consumer of its own, about 100 KiB."""
 HEARTBEAT_S = 10.0
-"""Proxies end a silent connection after 30 to 60 s."""
+"""Proxies end a silent connection after 30 to 60 s. As often, the key of a stream is looked up again."""
 POLL_MS = 500
 """Longest wait of one poll, and so the longest until a stream notices that the gateway drains."""
 OPEN_DEADLINE_S = 10.0
@@ -86,14 +87,20 @@ def _start(request: Request) -> Start:
 
 
 class ResultStream(Response):
-    """The response: ends when the client goes, the gateway drains, Kafka is lost, or the tenant is erased."""
+    """The response: ends when the client goes, the gateway drains, Kafka is lost, or the tenant is deleted or erased.
+
+    It ends, too, when its key is no longer in force, may no longer read jobs, or cannot be looked up: no result is sent
+    that was read from Kafka more than :data:`HEARTBEAT_S` after the key was last looked up.
+    """
 
     def __init__(self, gateway: Gateway, principal: Principal, start: Start) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
         self._gateway = gateway
+        self._principal = principal
         self._tenant_id = principal.tenant_id
         self._start = start
+        self._beat_s = time.monotonic()  # the key was found to hold just before
         count = load_topology().partitions(TOPIC)
         topic = full_name(gateway.settings.deployment, TOPIC)
         self._tp = TopicPartition(topic, partition_of(principal.root_id, count))
@@ -113,22 +120,34 @@ class ResultStream(Response):
                 await unavailable(str(error))(scope, receive, send)
 
     async def _stream(self, consumer: aiokafka.AIOKafkaConsumer, send: Send, gone: asyncio.Task[None]) -> None:
-        text, beat_s = await self._position(consumer), time.monotonic()
+        text = await self._position(consumer)
         while True:
-            erased = self._gateway.directory.is_erased(self._tenant_id)
-            if text and not erased:
+            removed = self._removed()
+            if text and not removed:
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-            if gone.done() or erased or self._gateway.draining.is_set():
+            if gone.done() or removed or self._gateway.draining.is_set():
                 break
             try:
                 batches: dict[TopicPartition, list[Any]] = await consumer.getmany(self._tp, timeout_ms=POLL_MS)
                 text = "".join(self._message(record) for records in batches.values() for record in records)
-                if time.monotonic() - beat_s > HEARTBEAT_S:
-                    text, beat_s = text + await self._position(consumer), time.monotonic()
-            except KafkaError as error:
+                if time.monotonic() - self._beat_s > HEARTBEAT_S:
+                    self._beat_s = time.monotonic()
+                    if not await self._gateway.api_keys.holds(self._principal, KeyScope.JOBS_READ):
+                        break
+                    text += await self._position(consumer)
+            # A stream whose key cannot be looked up ends, as a request is refused then: else a revoked key would be
+            # good for as long as the database is away. Clients resume with Last-Event-ID and miss nothing.
+            except (KafkaError, UnavailableError) as error:
                 log.warning("event stream ended", tenant=self._tenant_id, error=repr(error))
                 break
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _removed(self) -> bool:
+        """Whether the tenant is deleted or erased, as last heard: sooner than the key is looked up again."""
+        directory = self._gateway.directory
+        known = directory.get(self._tenant_id)
+        deleted = known is not None and known.status is TenantStatus.DELETED
+        return deleted or directory.is_erased(self._tenant_id)
 
     async def _position(self, consumer: aiokafka.AIOKafkaConsumer) -> str:
         """A message without data: everything up to this id has been read."""

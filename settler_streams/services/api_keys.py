@@ -27,9 +27,12 @@ from settler_streams.events import TenantStatus, TenantTier
 from settler_streams.ids import TenantId, canonical_tenant, uuid7
 from settler_streams.services import audit, queries, tenant_store
 from settler_streams.services.audit import PLATFORM_ACTOR
+from settler_streams.services.principal import Principal
 
 if TYPE_CHECKING:
     from settler_streams.adapters.postgres.pool import Transaction
+
+__all__ = ["ApiKey", "ApiKeys", "AuthenticationError", "IssuedApiKey", "Principal", "Scope"]
 
 SECRET_BYTES = 32
 STRANGERS_AT_ONCE, STRANGERS_WAITING_MAX = 2, 50
@@ -93,23 +96,6 @@ class ApiKey:
     def in_force(self, now: dt.datetime) -> bool:
         """Whether a request with it is accepted at ``now``."""
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who a valid key speaks for."""
-
-    tenant_id: TenantId
-    root_id: TenantId
-    tier: TenantTier
-    status: TenantStatus
-    key_id: str
-    scopes: frozenset[str]
-
-    @property
-    def actor(self) -> str:
-        """How audit entries name it."""
-        return f"api-key:{self.key_id}"
 
 
 class ApiKeys:
@@ -272,6 +258,19 @@ class ApiKeys:
             key_id=str(row["id"]),
             scopes=frozenset(row["scopes"]),
         )
+
+    async def holds(self, principal: Principal, scope: Scope) -> bool:
+        """Whether :meth:`authenticate` would still take the key that ``principal`` came with, and it has ``scope``.
+
+        Raises:
+            UnavailableError: the database cannot say.
+        """
+        try:
+            async with self._pool.tenant(principal.tenant_id) as tx:
+                found = await tx.fetchval(queries.API_KEY_HOLDS, principal.tenant_id, principal.key_id, scope)
+        except NotFoundError:
+            return False  # of an erased tenant no key is in force
+        return found is not None
 
     @asynccontextmanager
     async def _door(self, key_hash: bytes) -> AsyncIterator[None]:

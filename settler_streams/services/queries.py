@@ -96,12 +96,13 @@ ROTATIONS_OF_API_KEY: Final = """
 SELECT (before->>'expires_at')::timestamptz AS expires_before, (after->>'expires_at')::timestamptz AS expires_after
 FROM audit_logs WHERE tenant_id = $1 AND subject = $2 AND action = 'api-key.rotated' AND recorded_at > $3
 """
-FIND_API_KEY: Final = """
-SELECT k.id, k.scopes, t.root_id, t.tier, t.status
+_KEY_IN_FORCE: Final = """
 FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
-WHERE k.tenant_id = $1 AND k.key_hash = $2 AND k.revoked_at IS NULL
+WHERE k.tenant_id = $1 AND k.revoked_at IS NULL
   AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.status <> 'deleted'
 """
+FIND_API_KEY: Final = "SELECT k.id, k.scopes, t.root_id, t.tier, t.status" + _KEY_IN_FORCE + "AND k.key_hash = $2"
+API_KEY_HOLDS: Final = "SELECT true" + _KEY_IN_FORCE + "AND k.id = $2 AND $3 = ANY (k.scopes)"
 
 # Domains
 

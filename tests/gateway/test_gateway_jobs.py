@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
+from collections.abc import Awaitable, Callable
 from unittest import mock
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 
 from settler_streams.adapters.postgres import erasures, projection
 from settler_streams.adapters.postgres.effects import JobDecision, JobResult
+from settler_streams.errors import UnavailableError
 from settler_streams.events import (
     FlagScope,
     FlagState,
@@ -23,10 +25,10 @@ from settler_streams.events import (
     TenantErased,
     TenantTier,
 )
-from settler_streams.gateway import jobs
+from settler_streams.gateway import jobs, results
 from settler_streams.ids import TenantId, uuid7
-from settler_streams.services import EventPublisher
-from tests.gateway.gateways import JOB, keyed
+from settler_streams.services import ApiKeys, EventPublisher, Scope
+from tests.gateway.gateways import JOB, Keyed, keyed
 from tests.services_layer.platform import Platform
 
 pytestmark = pytest.mark.services
@@ -232,17 +234,19 @@ async def test_a_job_without_result_has_no_rows(platform: Platform, gateway_url:
         assert again.json()["decision"]["quota"] == "rate_limit"
 
 
+async def _finish(platform: Platform, tenant_id: TenantId) -> str:
+    """The id of a job whose result was just published."""
+    job_id = uuid7(int(dt.datetime.now(dt.UTC).timestamp() * 1000))
+    done = JobFinished(
+        job_id=job_id, status=JobStatus.SUCCEEDED, attempt=1, kind="reconciliation",
+        requested_at_ms=1, finished_at_ms=2, worker_us=3, matches=4,
+    )  # fmt: skip
+    await platform.publisher.publish("job-results", tenant_id, tenant_id, done)
+    return job_id
+
+
 async def test_results_stream_and_resume(platform: Platform, gateway_url: str) -> None:
     async with keyed(platform, gateway_url) as tenant, keyed(platform, gateway_url) as other:
-
-        async def finish(tenant_id: TenantId) -> str:
-            job_id = uuid7(int(dt.datetime.now(dt.UTC).timestamp() * 1000))
-            done = JobFinished(
-                job_id=job_id, status=JobStatus.SUCCEEDED, attempt=1, kind="reconciliation",
-                requested_at_ms=1, finished_at_ms=2, worker_us=3, matches=4,
-            )  # fmt: skip
-            await platform.publisher.publish("job-results", tenant_id, tenant_id, done)
-            return job_id
 
         async def read(count: int, **headers: str) -> list[tuple[str, str]]:
             """The ids and job ids of the next ``count`` results."""
@@ -262,12 +266,12 @@ async def test_results_stream_and_resume(platform: Platform, gateway_url: str) -
                             return found
             raise AssertionError("the stream ended")
 
-        first = await finish(tenant.id)
-        await finish(other.id)
-        second = await finish(tenant.id)
+        first = await _finish(platform, tenant.id)
+        await _finish(platform, other.id)
+        second = await _finish(platform, tenant.id)
         both = await read(2)
         assert [job_id for _, job_id in both] == [first, second]
-        third = await finish(tenant.id)
+        third = await _finish(platform, tenant.id)
         resumed = await read(2, **{"Last-Event-ID": both[0][0]})
         assert [job_id for _, job_id in resumed] == [second, third]
         wrong = await tenant.http.get("/v1/results", params={"since": "yesterday"})
@@ -347,3 +351,84 @@ async def test_an_open_stream_ends_when_its_tenant_is_erased_and_none_opens_any_
             await platform.publisher.publish("tenant-changes", tenant.id, tenant.id, event)
             assert [line async for line in lines if line.startswith("data: ")] == [], "it ends, and tells nothing more"
         assert (await tenant.http.get("/v1/results")).status_code == 401
+
+
+async def _key_id(platform: Platform, tenant: Keyed) -> str:
+    return (await platform.tenants.authenticate(tenant.key)).key_id
+
+
+async def _revoke(platform: Platform, tenant: Keyed) -> None:
+    await platform.tenants.api_keys.revoke(tenant.id, await _key_id(platform, tenant))
+
+
+async def _narrow(platform: Platform, tenant: Keyed) -> None:
+    await platform.tenants.api_keys.change_scopes(tenant.id, await _key_id(platform, tenant), [Scope.FLAGS_READ])
+
+
+async def _expire(platform: Platform, tenant: Keyed) -> None:
+    async with platform.pool.tenant(tenant.id) as tx:
+        await tx.execute("UPDATE api_keys SET expires_at = now() WHERE tenant_id = $1", tenant.id)
+
+
+async def _delete(platform: Platform, tenant: Keyed) -> None:
+    await platform.tenants.delete(tenant.id)
+
+
+@pytest.mark.parametrize(("end", "status"), [(_revoke, 401), (_narrow, 403), (_expire, 401), (_delete, 401)])
+async def test_an_open_stream_ends_with_what_its_key_may_do(
+    platform: Platform,
+    gateway_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[Platform, Keyed], Awaitable[None]],
+    status: int,
+) -> None:
+    monkeypatch.setattr(results, "HEARTBEAT_S", 0.0)
+    async with keyed(platform, gateway_url) as tenant:
+        async with asyncio.timeout(60), tenant.http.stream("GET", "/v1/results") as response:
+            lines = response.aiter_lines()
+            assert (await anext(lines)).startswith("id: ")
+            await end(platform, tenant)
+            await _finish(platform, tenant.id)
+            assert [line async for line in lines if line.startswith("data: ")] == [], "it ends, and tells nothing more"
+        assert (await tenant.http.get("/v1/results")).status_code == status
+
+
+async def test_a_deleted_tenants_stream_does_not_wait_for_the_next_look_at_its_key(
+    platform: Platform, gateway_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "HEARTBEAT_S", 3600.0)
+    async with (
+        keyed(platform, gateway_url) as tenant,
+        asyncio.timeout(60),
+        tenant.http.stream("GET", "/v1/results") as response,
+    ):
+        await platform.tenants.delete(tenant.id)
+        assert [line async for line in response.aiter_lines() if line.startswith("data: ")] == [], "it ends"
+
+
+async def test_an_open_stream_ends_when_its_key_cannot_be_looked_up(
+    platform: Platform, gateway_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "HEARTBEAT_S", 0.0)
+    async with keyed(platform, gateway_url) as tenant, asyncio.timeout(60):
+        with mock.patch.object(ApiKeys, "holds", mock.AsyncMock(side_effect=UnavailableError("away"))):
+            assert (await tenant.http.get("/v1/results")).text.startswith("id: "), "it began, and ended"
+
+
+async def test_an_open_stream_goes_on_while_its_key_may_read(
+    platform: Platform, gateway_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a suspended tenant, which may read."""
+    monkeypatch.setattr(results, "HEARTBEAT_S", 0.0)
+    async with (
+        keyed(platform, gateway_url) as tenant,
+        asyncio.timeout(60),
+        tenant.http.stream("GET", "/v1/results") as response,
+    ):
+        lines = response.aiter_lines()
+        assert (await anext(lines)).startswith("id: ")
+        key_id = await _key_id(platform, tenant)
+        await platform.tenants.api_keys.change_scopes(tenant.id, key_id, [Scope.JOBS_READ])
+        await platform.tenants.suspend(tenant.id)
+        job_id = await _finish(platform, tenant.id)
+        assert job_id in await anext(line async for line in lines if line.startswith("data: "))
