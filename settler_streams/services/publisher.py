@@ -19,8 +19,8 @@ from settler_streams.settings import Settings
 from settler_streams.topology import Topology, full_name, load_topology
 
 PUBLISH_DEADLINE_S = 20.0
-"""Longest wait for the broker's acknowledgement. Below the 60 s for which Postgres lets the outbox relay's transaction
-idle; beyond it the outcome is unknown."""
+"""Longest wait for the broker's acknowledgement; beyond it the outcome is unknown. PostgreSQL ends the outbox relay's
+transaction when it has been idle for as long: whichever comes first, the events stay in the outbox."""
 GLOBAL_KEY = "*"
 """Key of what concerns every tenant."""
 ENVELOPE_BYTES_MAX = 4096

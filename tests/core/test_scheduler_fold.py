@@ -592,7 +592,7 @@ def test_a_scheduler_that_catches_up_places_each_job_once(outage_s, owners):
             fold.feed(join("x1", slots=2))
             fold.feed(beat("x1"))
         ticks(fold, 1, f"owner {owner}")
-        fold.feed(fold_tick_again(fold), source=f"/ticker/owner {owner}")  # as Kafka may have it twice
+        fold.feed(last_tick_again(fold), source=f"/ticker/owner {owner}")  # as Kafka may have it twice
     fold.feed(beat("x1"))
     for _ in range(3 * LEASE_MS // 2_000):  # x1 reads its dispatches and runs them
         fold.now_ms += 2_000
@@ -602,7 +602,7 @@ def test_a_scheduler_that_catches_up_places_each_job_once(outage_s, owners):
     assert [emit.data.status for emit in fold.emitted(JobFinished)] == [JobStatus.SUCCEEDED] * 2
 
 
-def fold_tick_again(fold):
+def last_tick_again(fold):
     """The last record's tick."""
     return ClockTick(role="scheduler", sequence=fold.offset - 1)
 

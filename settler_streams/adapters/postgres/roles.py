@@ -31,8 +31,8 @@ ERASER = "settler_eraser"
 
 _LIMITS = {
     # A process that is stopped inside a transaction keeps its row locks, and with them the position that its
-    # successor waits for. The longest honest pause is a projection's wait for Kafka to take its dead letters, all of
-    # them within 10 s.
+    # successor waits for. A projection waits for Kafka to take its dead letters, all of them within 10 s; a relay for
+    # its events, which are sent again if its transaction is ended meanwhile.
     "idle_in_transaction_session_timeout": "20s",
     # A client that goes in the middle of a message, without a word, is not idle: the server would wait for the rest.
     # The longest honest transaction writes the rows of one attempt, in seconds.
