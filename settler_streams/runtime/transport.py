@@ -259,6 +259,10 @@ class Consumer(stock.Consumer):
                     if self._thread.should_stop:  # the process ends, and the thread was first
                         return
                     raise
+                except asyncio.CancelledError:
+                    if fetcher.should_stop:  # by its stop, which Faust would take for a crash while it rebalances
+                        return
+                    raise
 
     def _on_runner_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from settler_streams.runtime.app import Batches
 from settler_streams.runtime.session import Session
+from settler_streams.runtime.transport import ConsumerThread
 from settler_streams.settings import Settings
 from settler_streams.workers.run import EXIT_ERROR, EXIT_FENCED, EXIT_STATE, run
 from tests.runtime import counter
@@ -20,6 +23,8 @@ from tests.runtime.kafka_log import WAIT_S_MAX, KafkaLog, Record
 from tests.runtime.members import Worker, idle, last_folded, moved, positions, signals_restored, steady_load
 
 pytestmark = pytest.mark.services
+
+Work = Callable[[Any], Coroutine[Any, Any, object]]
 
 MAX_POLL_S = 4.0
 """A worker says that it is alive each second: a machine that holds it up for three is still none that has lost it."""
@@ -75,6 +80,27 @@ async def test_a_member_that_only_waits_stays_in_the_group(log: KafkaLog) -> Non
             folded += 1
             await idle(worker.app, MAX_POLL_S / 2)
         assert await worker.owns(lambda n: n == counter.PARTITIONS)
+
+
+async def test_a_stop_in_the_middle_of_a_rebalance_is_no_failure(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the consumer's thread, which is asked each second to say that the member is alive, does not answer."""
+    asked, in_thread = asyncio.Event(), ConsumerThread.in_thread
+
+    async def unanswered(thread: ConsumerThread, work: Work) -> object:
+        if work.__name__ == "alive":
+            asked.set()
+            await asyncio.Event().wait()
+        return await in_thread(thread, work)
+
+    async with running([(worker := Worker(log)).app]):
+        await worker.owns(lambda n: n == counter.PARTITIONS)
+        monkeypatch.setattr(ConsumerThread, "in_thread", unanswered)
+        await asked.wait()
+        worker.app.rebalancing = True
+        await worker.app.stop()
+        assert not worker.app.failure.done()
 
 
 async def test_an_exception_in_an_agent_ends_the_worker_and_its_batch_is_folded_after_the_restart(
