@@ -252,10 +252,10 @@ class Admission(FoldLogic):
             raise RecordError(
                 "root-moved", f"{tenant_id} lies under {current.root_id}; its state cannot move elsewhere"
             )
-        acknowledged = TenantAcknowledged(version=changed.version)
-        told = Emit("tenant-signals", acknowledged, tenant_id, record.key, "acknowledged", tenant_id)
+        acknowledged, suffix = TenantAcknowledged(version=changed.version), f"acknowledged/{record.offset}"
+        told = Emit("tenant-signals", acknowledged, tenant_id, record.key, suffix, tenant_id)
         if current is not None and current.version == changed.version:
-            return Outcome({}, (told,))  # again, since who asks may have missed it
+            return Outcome({}, (told,))  # again, since who asks may have missed it; the relay may publish it twice
         tenant = Tenant(
             changed.version,
             changed.tier,

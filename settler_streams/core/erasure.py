@@ -21,17 +21,21 @@ def erased_tenants(state: State) -> set[TenantId]:
 
 
 def forgotten(record: Record, erased: TenantErased, role: str, partition: int) -> Emit:
-    """The answer of a fold that keeps nothing of the tenant any more."""
+    """The answer of a fold that keeps nothing of the tenant any more.
+
+    The relay may publish one event twice, and each time is answered, under an id of its own.
+    """
     body = TenantForgotten(version=erased.version, role=role, partition=partition)
     tenant = record.event.tenantid
-    return Emit("tenant-signals", body, tenant, erased.root_id, "forgotten", tenant)
+    return Emit("tenant-signals", body, tenant, erased.root_id, f"forgotten/{record.offset}", tenant)
 
 
 def passed_on(record: Record, erased: TenantErased, pools: int) -> tuple[Emit, ...]:
     """Admission's: the other folds that keep something of tenants are told, and whoever waits for it."""
-    tenant, root = record.event.tenantid, erased.root_id
+    tenant, root, at = record.event.tenantid, erased.root_id, record.offset
     told = [
-        Emit("pool-inputs", erased, tenant, root, f"erased/{pool}", tenant, partition=pool) for pool in range(pools)
+        Emit("pool-inputs", erased, tenant, root, f"erased/{pool}/{at}", tenant, partition=pool)
+        for pool in range(pools)
     ]
-    told.append(Emit("flag-commands", erased, tenant, root, "erased/flags", tenant))
+    told.append(Emit("flag-commands", erased, tenant, root, f"erased/flags/{at}", tenant))
     return (*told, forgotten(record, erased, "admission", record.partition))

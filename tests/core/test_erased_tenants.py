@@ -186,6 +186,8 @@ def test_who_waits_for_an_erasure_is_answered_each_time_it_is_asked_for(new_fold
             ("tenant-signals", CHILD, ROOT, VERSION)
         ]
         assert told[0].data.partition == fold.partition
+    answers = [{emit.suffix for emit in emits if not emit.event_id} for emits in (first, second)]
+    assert answers[0].isdisjoint(answers[1]), "the relay may publish one event twice"
     assert len(fold.emitted(JobFinished)) == (2 if new_fold is scheduler else 0), "nothing ends twice"
 
 
