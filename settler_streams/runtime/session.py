@@ -137,13 +137,14 @@ class Session:
         Raises:
             UnavailableError: Kafka did not answer in time.
             FencedError: another owner has taken over meanwhile; what this one read of the two contradicts itself.
-            StateError: a position lies outside its log or contradicts Kafka's, an input was re-created, or a changelog
-                record cannot be read.
+            StateError: a position lies outside its log or contradicts Kafka's, an input was re-created, a changelog
+                record cannot be read, or the state contradicts itself.
         """
         try:
             async with asyncio.timeout(OPEN_DEADLINE_S) as self._patience:
                 await self._open_producer()
                 await self._load()
+            self.logic = self._new_logic()
         except (TimeoutError, KafkaError, IllegalOperation) as error:
             await self.close()
             if fenced(error):
@@ -160,7 +161,6 @@ class Session:
         except BaseException:
             await self.close()
             raise
-        self.logic = self.spec.new_logic(self.state, self.id.partition)
 
     async def _open_producer(self) -> None:
         self.producer = self.spec.cluster.producer(
@@ -175,6 +175,18 @@ class Session:
         )
         await self.producer.start()
         self.taken = True
+
+    def _new_logic(self) -> FoldLogic:
+        """The logic over what was loaded. Of a changelog that a newer owner has had compacted meanwhile that is a part
+        of the old and a part of the new, in which anything may be missing.
+
+        Raises:
+            StateError: there is none over this state.
+        """
+        try:
+            return self.spec.new_logic(self.state, self.id.partition)
+        except Exception as error:
+            raise StateError(f"{self.id}: the state contradicts itself: {error!r}") from error
 
     async def _is_fenced(self) -> bool:
         """Ask the broker whether a newer owner exists, by a transaction that is aborted."""

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError, PolicyViolationError, UnknownError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
-from settler_streams.core.fold import FoldClock
+from settler_streams.core.fold import FoldClock, FoldLogic, State
 from settler_streams.errors import FencedError, StateError, UnavailableError
 from settler_streams.runtime import step as step_module
 from settler_streams.runtime.routing import Router
@@ -154,6 +154,34 @@ async def test_an_opening_that_a_newer_owner_overtakes_is_fenced(log: KafkaLog, 
     with pytest.raises(FencedError, match="while this one was opening"):
         await overtaken.open()
     assert overtaken.lost
+
+
+@pytest.mark.parametrize(
+    ("overtaken", "error", "said"),
+    [(True, FencedError, "while this one was opening"), (False, StateError, "contradicts itself: KeyError")],
+)
+async def test_a_state_that_no_logic_fits_is_damaged_unless_a_newer_owner_has_changed_it(
+    log: KafkaLog, opened: Open, partition: int, overtaken: bool, error: type[Exception], said: str
+) -> None:
+    """Compaction under the newer owner leaves an older reader of the changelog a part of the old and one of the new."""
+
+    def torn(_state: State, _partition: int) -> FoldLogic:
+        raise KeyError("what another value refers to")
+
+    topology = log.topology
+    spec = dataclasses.replace(spec_of(log), topology=topology, router=Router(topology), new_logic=torn)
+    session = Session(spec, partition)
+    load = session._load
+
+    async def loaded() -> None:
+        await load()
+        if overtaken:
+            await opened(partition)
+
+    session._load = loaded  # type: ignore[method-assign]
+    with pytest.raises(error, match=said):
+        await session.open()
+    assert session.lost
 
 
 async def test_a_broker_that_hangs_in_the_commit_loses_the_session_and_no_record(
