@@ -104,6 +104,8 @@ async def _round(stack: ProxiedStack, report: Report, console: Console, began_s:
     if report.problems:
         with contextlib.suppress(shutil.Error):  # of files that the broker has removed meanwhile
             shutil.copytree(stack.part("kafka").home, field.folder / "kafka")
+        for invariant, problem in report.problems:  # at once: what a longer round does besides takes its time
+            console.print(f"{invariant}: {problem}", highlight=False)
         console.print(f"logs of the processes and the broker, and what it held: {field.folder}", highlight=False)
     else:
         shutil.rmtree(field.folder)
