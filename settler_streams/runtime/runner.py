@@ -93,12 +93,14 @@ class FoldRunner:
     async def pause(self) -> None:
         """Stop the flow; return when the step under way has ended. A batch that has not begun is given up."""
         self._flow.clear()
-        batch = self._batch
-        if batch is None:
-            return
-        if not batch.started:
-            batch.discard()
-        await asyncio.wait([batch.finished])
+        self.give_up()
+        if self._batch is not None:
+            await asyncio.wait([self._batch.finished])
+
+    def give_up(self) -> None:
+        """Of the batch at hand, if its step has not begun: it does not begin any more."""
+        if self._batch is not None and not self._batch.started:
+            self._batch.discard()
 
     async def standing(self) -> Standing:
         """Where the fold stands, and whether anything waits for it; asks the broker.

@@ -270,6 +270,7 @@ class Consumer(stock.Consumer):
 
     async def _drop(self, partition: int) -> None:
         runner = self._runners.pop(partition)
+        runner.give_up()  # the end of a rebalance may have let the flow go on after a stop had paused it
         if (task := self._tasks.pop(partition, None)) is not None:
             task.cancel()
             await asyncio.wait([task])

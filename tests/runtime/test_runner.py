@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from aiokafka.structs import TopicPartition
@@ -14,6 +15,7 @@ from settler_streams.runtime.batch import Batch
 from settler_streams.runtime.runner import FoldRunner
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
+from settler_streams.runtime.transport import Consumer
 from settler_streams.runtime.turns import LARGE_RECORDS
 
 TP = TopicPartition("input", 0)
@@ -169,3 +171,17 @@ async def settled() -> None:
     """Let everything that can run do so."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def test_a_batch_whose_fold_is_dropped_before_its_step_has_begun_is_not_processed() -> None:
+    """The end of a rebalance may let the flow go on between a stop's pause and the drop."""
+    session = Fetching()
+    async with at_work(session) as (runner, delivered):
+        runner.resume()
+        await session.answers.put(records(7))
+        batch = await delivered.get()
+        app = SimpleNamespace(role="counter", input_topics=("input",))
+        driver: Any = SimpleNamespace(_runners={0: runner}, _tasks={}, app=app)
+        await Consumer._drop(driver, 0)
+        await process(batch)
+    assert session.stepped == []
