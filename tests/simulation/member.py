@@ -113,6 +113,10 @@ class Member:
         positions = [at for runner in self._runners.values() for at in runner.session.positions.items()]
         return any(broker.offsets.get((group, tp), position) != position for tp, position in positions)
 
+    def opening_folds(self) -> set[int]:
+        """The folds that it has been assigned and has not opened yet."""
+        return self._runners.keys() - set(self.open_folds())
+
     async def revoke(self) -> None:
         """A rebalance begins: end what is under way. What goes on opening could fence the fold's next owner."""
         opening = sum(runner.session.opening for runner in self._runners.values())

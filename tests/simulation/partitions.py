@@ -111,14 +111,14 @@ class Partition:
         end = self.stable_end
         return [e for e in self.history if e.offset < end and e.record is not None and _visible(e)]
 
-    def compact(self) -> None:
-        """Keep the newest committed record of each key; a tombstone that is the newest goes too."""
+    def compact(self, *, tombstones_stay: bool = False) -> None:
+        """Keep the newest committed record of each key; a tombstone that is the newest goes too, unless told not to."""
         newest: dict[bytes | None, int] = {}
         for entry in self.committed_entries():
             assert entry.record is not None
             newest[entry.record.key] = entry.offset
         stable = self.stable_end
-        self._entries = [e for e in self._entries if e.offset >= stable or _survives(e, newest)]
+        self._entries = [e for e in self._entries if e.offset >= stable or _survives(e, newest, tombstones_stay)]
 
     def delete_before(self, offset: int) -> None:
         """Retention: the log begins at ``offset`` from now on."""
@@ -130,6 +130,8 @@ def _visible(entry: Entry) -> bool:
     return entry.transaction is None or entry.transaction.committed is True
 
 
-def _survives(entry: Entry, newest: dict[bytes | None, int]) -> bool:
+def _survives(entry: Entry, newest: dict[bytes | None, int], tombstones_stay: bool) -> bool:
     record = entry.record
-    return record is not None and newest.get(record.key) == entry.offset and record.value is not None
+    if record is None or newest.get(record.key) != entry.offset:
+        return False
+    return tombstones_stay or record.value is not None

@@ -66,10 +66,12 @@ class Storm:
             asyncio.get_running_loop().call_later(self.random.random(), self.groups[role].rebalance)
 
     def _compact(self, role: str) -> None:
+        """A tombstone stays while somebody loads: no load takes as long as Kafka keeps one."""
         self.faults.count("changelog compacted")
         changelog = full_name(self.deployment, self.topology.fold(role).changelog)
         for partition in self.broker.topics[changelog].partitions:
-            partition.compact()
+            loads = any(partition.tp.partition in member.opening_folds() for member in self.groups[role].members)
+            partition.compact(tombstones_stay=loads)
 
     def _retain(self, role: str) -> None:
         """Retention takes from an input what all of its readers have consumed."""
