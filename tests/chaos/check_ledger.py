@@ -118,8 +118,8 @@ def _results(recording: Recording, decisions: Mapping[str, Entry], admitted: set
     results = list(recording.of_type("job-results", FINISHED))
     jobs = [e.data["job_id"] for e in results]
     findings.figures |= {"admitted": len(admitted), "results": len(jobs), "attempts": len(attempts)}
-    for outcome, count in Counter(e.data["status"] for e in results).items():
-        findings.figures[f"results {outcome}"] = count
+    for (status, reason), count in Counter((e.data["status"], e.data.get("reason")) for e in results).items():
+        findings.figures[f"results {status}: {reason}" if reason else f"results {status}"] = count
     findings.claim("lost", "admitted jobs without a result", admitted - set(jobs))
     findings.claim("doubled", "results of jobs that were not admitted", set(jobs) - admitted)
     findings.claim("doubled", "jobs with two results", repeated(jobs))

@@ -40,7 +40,7 @@ class Load:
 LOADS = (
     Load("Acme Holding", TenantTier.ENTERPRISE, 36, 3, "steady, in the reserved lane"),
     Load("Birch Retail", TenantTier.SCALE, 50, 4, "steady"),
-    Load("Cedar Logistics", TenantTier.GROWTH, 480, 40, "floods: far above its 20 requests a second"),
+    Load("Cedar Logistics", TenantTier.GROWTH, 720, 60, "floods: far above its 20 requests a second"),
     Load("Dune Studio", TenantTier.STARTER, 40, 3, "steady, and asks for a kind that is switched off", preview_jobs=1),
     Load("Elm Street Books", TenantTier.FREE, 45, 3.5, "asks for more than its 60 requests a minute"),
 )
