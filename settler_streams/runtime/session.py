@@ -21,7 +21,7 @@ from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.adapters.kafka.topic_ids import topic_ids
 from settler_streams.core.fold import CLOCK_KEY, FoldClock, FoldLogic, State, value_of
-from settler_streams.errors import FencedError, StateError, UnavailableError
+from settler_streams.errors import FencedError, SettlerError, StateError, UnavailableError
 from settler_streams.runtime import collector
 from settler_streams.runtime.intake import Intake
 from settler_streams.runtime.reader import InputReader, kafka_errors, new_consumer
@@ -182,9 +182,12 @@ class Session:
 
         Raises:
             StateError: there is none over this state.
+            ConfigurationError: it needs a file, such as the tiers, that cannot be read.
         """
         try:
             return self.spec.new_logic(self.state, self.id.partition)
+        except SettlerError:
+            raise
         except Exception as error:
             raise StateError(f"{self.id}: the state contradicts itself: {error!r}") from error
 

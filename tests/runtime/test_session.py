@@ -16,7 +16,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.core.fold import FoldClock, FoldLogic, State
-from settler_streams.errors import FencedError, StateError, UnavailableError
+from settler_streams.errors import ConfigurationError, FencedError, StateError, UnavailableError
 from settler_streams.runtime import step as step_module
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.session import Session
@@ -157,16 +157,27 @@ async def test_an_opening_that_a_newer_owner_overtakes_is_fenced(log: KafkaLog, 
 
 
 @pytest.mark.parametrize(
-    ("overtaken", "error", "said"),
-    [(True, FencedError, "while this one was opening"), (False, StateError, "contradicts itself: KeyError")],
+    ("overtaken", "raised", "error", "said"),
+    [
+        (True, KeyError("other"), FencedError, "while this one was opening"),
+        (False, KeyError("other"), StateError, "contradicts itself: KeyError"),
+        (False, ConfigurationError("no tiers"), ConfigurationError, "no tiers"),
+    ],
+    ids=["overtaken", "damaged", "configuration"],
 )
 async def test_a_state_that_no_logic_fits_is_damaged_unless_a_newer_owner_has_changed_it(
-    log: KafkaLog, opened: Open, partition: int, overtaken: bool, error: type[Exception], said: str
+    log: KafkaLog,
+    opened: Open,
+    partition: int,
+    overtaken: bool,
+    raised: Exception,
+    error: type[Exception],
+    said: str,
 ) -> None:
     """Compaction under the newer owner leaves an older reader of the changelog a part of the old and one of the new."""
 
     def torn(_state: State, _partition: int) -> FoldLogic:
-        raise KeyError("what another value refers to")
+        raise raised
 
     topology = log.topology
     spec = dataclasses.replace(spec_of(log), topology=topology, router=Router(topology), new_logic=torn)
