@@ -27,7 +27,7 @@ from tests.chaos.fail_points import (
 from tests.chaos.faults import ZOMBIE_S, Fault
 from tests.chaos.field_of_work import EXECUTORS, WORKERS, Field
 from tests.chaos.fleet import Member
-from tests.chaos.pace import NotObservedError, elapse, observe, observe_advance
+from tests.chaos.pace import LOOK_INTERVAL_S, NotObservedError, elapse, observe, observe_advance
 
 RECOVERED_S_MAX = 60.0
 """Longest time until every partition decides again and jobs finish, once processes are no longer killed. A worker may
@@ -224,15 +224,15 @@ class Conductor:
         )
 
     async def _thaw(self) -> None:
-        """SIGCONT to whoever has been stopped for long enough to be taken for dead."""
+        """SIGCONT to whoever has been stopped for long enough to be taken for dead; at the end, too, none is left."""
         since: dict[int, float] = {}
         loop = asyncio.get_running_loop()
-        while not await elapse(0.2, self._over):
-            frozen = set(self._field.fleet.frozen())
+        while (frozen := set(self._field.fleet.frozen())) or not self._over.is_set():
             since = {pid: since.get(pid, loop.time()) for pid in frozen}
             for pid, began_s in since.items():
                 if loop.time() - began_s > self._zombie_s:
                     os.kill(pid, signal.SIGCONT)
+            await elapse(LOOK_INTERVAL_S)
 
     async def _change_tenants(self) -> None:
         """One tenant changes its tier, its limits and its standing all the time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from settler_streams.dev.stack.process import ProcessRef
 from settler_streams.dev.system import end_orphans
 from settler_streams.published import ROOT
 from tests.chaos.fail_points import Arm
-from tests.chaos.pace import NotObservedError, elapse
+from tests.chaos.pace import NotObservedError, elapse, observe
 
 RESTART_MIN_S, RESTART_MAX_S = 0.2, 4.0
 """A process that ends again at once waits longer each time: its reason may be a service that is down."""
@@ -117,7 +118,6 @@ class Fleet:
             member.wanted = False
             member.changed.set()
         for member in self.members.values():
-            self.signal(member.name, signal.SIGCONT)
             self.signal(member.name, signal.SIGTERM)
         ended = await asyncio.gather(*(self._end(member) for member in self.members.values()))
         await asyncio.gather(*self._tasks.values())
@@ -126,12 +126,9 @@ class Fleet:
     async def _end(self, member: Member) -> int:
         if member.process is None:
             return 0
-        try:
-            async with asyncio.timeout(STOP_S_MAX):
-                return await member.process.wait()
-        except TimeoutError:
-            member.process.kill()
-            return await member.process.wait()
+        with contextlib.suppress(NotObservedError):
+            await _ended(member.process, member.name)
+        return await member.process.wait()
 
     async def close(self) -> None:
         """Nothing is left running, whatever has happened."""
@@ -184,12 +181,22 @@ class Fleet:
 
 
 async def _ended(process: asyncio.subprocess.Process, name: str) -> None:
+    """Wait for the end of a process that was told to; one that a fail point freezes on its way out is woken.
+
+    Raises:
+        NotObservedError: it has not ended after :data:`STOP_S_MAX`; it is killed.
+    """
+
+    async def ended() -> bool:
+        if process.returncode is None and _is_stopped(process.pid):
+            process.send_signal(signal.SIGCONT)
+        return process.returncode is not None
+
     try:
-        async with asyncio.timeout(STOP_S_MAX):
-            await process.wait()
-    except TimeoutError as error:
+        await observe(f"{name} ends after SIGTERM", ended, STOP_S_MAX)
+    except NotObservedError:
         process.kill()
-        raise NotObservedError(f"{name} did not end within {STOP_S_MAX:.0f} s of SIGTERM") from error
+        raise
 
 
 def _ref_of(pid: int) -> ProcessRef | None:
