@@ -20,7 +20,7 @@ from settler_streams.gateway.serve import serve
 from settler_streams.settings import Settings
 from settler_streams.topology import load_topology
 from settler_streams.workers.folds import PROJECTIONS, ROLES, new_app
-from settler_streams.workers.run import leave, run
+from settler_streams.workers.run import EXIT_ERROR, leave, run
 
 log = structlog.get_logger(__name__)
 
@@ -83,10 +83,11 @@ def _chosen(roles: str) -> list[str]:
 async def _work(settings: Settings, roles: Sequence[str]) -> int:
     topology = load_topology()
     pool = await TenantConnectionPool.open(settings) if set(roles) & set(PROJECTIONS) else None
+    exit_code = EXIT_ERROR  # of a failed start, too: what has been started may refuse to end
     try:
         exit_code = await run([new_app(role, settings, topology, pool) for role in roles])
     finally:
         if pool is not None:
             await pool.close()
-    leave(exit_code)
+        leave(exit_code)
     return exit_code
