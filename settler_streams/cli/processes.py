@@ -12,9 +12,9 @@ import uvloop
 from settler_streams.adapters.postgres.pool import TenantConnectionPool
 from settler_streams.adapters.telemetry import logs
 from settler_streams.adapters.telemetry.metrics import serve_metrics
-from settler_streams.cli.output import flag
+from settler_streams.cli.output import EXIT_CODES, flag
 from settler_streams.courier.process import run as run_courier
-from settler_streams.errors import InvalidRequestError
+from settler_streams.errors import InvalidRequestError, SettlerError
 from settler_streams.executor.process import run as run_executor
 from settler_streams.gateway.serve import serve
 from settler_streams.settings import Settings
@@ -31,7 +31,8 @@ def worker(roles: str) -> None:
     """Run folds and projections until SIGTERM. Settings come from the environment.
 
     Exit codes: 0 after a signal, 1 after an error, 2 when another owner has taken over, 3 when stored state
-    contradicts the log, 4 when nothing moved while work waited, 130 after a second signal.
+    contradicts the log, 4 when nothing moved while work waited, 75 when a service did not answer at the start, 130
+    after a second signal.
     """
     settings = _begin()
     sys.exit(uvloop.run(_work(settings, _chosen(roles))))
@@ -83,10 +84,13 @@ def _chosen(roles: str) -> list[str]:
 async def _work(settings: Settings, roles: Sequence[str]) -> int:
     topology = load_topology()
     pool = await TenantConnectionPool.open(settings) if set(roles) & set(PROJECTIONS) else None
-    exit_code = EXIT_ERROR  # of a failed start, too: what has been started may refuse to end
+    exit_code = EXIT_ERROR
     try:
         exit_code = await run([new_app(role, settings, topology, pool) for role in roles])
-    finally:
+    except SettlerError as error:
+        exit_code = EXIT_CODES[error.disposition]  # the command line's, if this process ends by itself
+        raise
+    finally:  # after a failed start, too, what has been started may refuse to end
         if pool is not None:
             await pool.close()
         leave(exit_code)

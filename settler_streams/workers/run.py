@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from settler_streams.errors import FencedError, SettlerError, StalledError, StateError
+from settler_streams.errors import FencedError, StalledError, StateError
 from settler_streams.runtime.app import FoldApp
 from settler_streams.signals import stop_on_signals
 from settler_streams.workers.loop_guard import awaited, guard_loop
@@ -59,8 +59,8 @@ async def run(apps: Sequence[FoldApp]) -> int:
             await starting
             log.info("worker ready", roles=[app.conf.id for app in apps], pid=os.getpid())
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    except SettlerError as error:
-        log.error("worker did not start", error=str(error))  # noqa: TRY400 - who catches it has the traceback
+    except Exception as error:
+        log.exception("worker did not start", error=repr(error))  # here, since the process may have to be ended
         raise
     finally:
         under_way: list[asyncio.Future[Any]] = [starting, *tickers]
