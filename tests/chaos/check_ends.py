@@ -11,6 +11,9 @@ import msgspec
 GIVEN = re.compile(r"(FencedError|UnavailableError)\(|StateError\(.*stored format")
 """Another owner took over; a service did not answer; the state was written by a later version, after an upgrade."""
 
+FAILURES = ("worker failed", "worker did not start")
+STANDSTILLS = ("worker stalled", "the event loop stands still")
+
 
 class _Line(msgspec.Struct):
     event: str = ""
@@ -27,6 +30,5 @@ def wrong_ends(folder: Path) -> Iterator[str]:
                 line = decoder.decode(text)
             except msgspec.DecodeError:
                 continue  # a start, a traceback
-            failed = line.event == "worker failed" and GIVEN.match(line.error) is None
-            if failed or line.event in ("worker stalled", "the event loop stands still"):
+            if line.event in STANDSTILLS or (line.event in FAILURES and GIVEN.match(line.error) is None):
                 yield f"{log.name}: {line.event}: {line.error[:200]}"

@@ -81,7 +81,9 @@ def test_the_cost_of_row_level_security_is_told_of_every_statement(document: dic
     }  # fmt: skip
     for cost in costs.values():
         assert 0 < cost["p50_ms"] <= cost["p95_ms"]
+    for cost in (*costs.values(), document["row_security_gateway"], document["row_security_recorder"]):
         assert cost["ratio_p95"] > 0
+        assert cost["ratio_p95_error"] >= 0
 
 
 def test_every_program_got_the_same_requests_and_answered_each(document: dict[str, Any]) -> None:

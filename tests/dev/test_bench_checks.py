@@ -18,6 +18,7 @@ from settler_streams.dev.bench.long_run import LongRun, _requests, _Results
 from settler_streams.dev.bench.phases import Phases, Place
 from settler_streams.dev.bench.programs import Program
 from settler_streams.dev.bench.recorder import _check
+from settler_streams.dev.bench.row_security import _best, _cost, _overhead
 from settler_streams.dev.bench.throughput import Work, check_outputs, compare
 from settler_streams.dev.bench.workload import Keyed
 from settler_streams.errors import StateError
@@ -34,6 +35,23 @@ PARTITIONS = load_topology().tenant_partitions
 TENANTS = workload.tenants(100, PARTITIONS, 1)
 REQUESTS = list(workload.requests(TENANTS, 400, 1))
 IDS = [decode(request.value).id for request in REQUESTS]
+
+
+def test_pauses_of_the_machine_are_no_cost_of_row_level_security() -> None:
+    """A tenth more is a tenth more, though every tenth run of one login pauses, and one block is slow for the other."""
+    without = [1.0 + number % 7 / 100 for number in range(60)]
+    mine = [seconds * 1.1 + (5.0 if number % 10 == 3 else 0.0) for number, seconds in enumerate(without)]
+    slow = (_best(mine), _best([4 * seconds for seconds in without]))
+    cost = _cost([(_best(mine), _best(without))] * 4 + [slow])
+    assert cost.overhead.ratio_p95 == pytest.approx(1.1)
+    assert cost.overhead.error == 0
+    assert 1.1e3 <= cost.p50_ms <= cost.p95_ms < 1.2e3
+
+
+def test_the_error_of_a_cost_is_how_its_blocks_scatter() -> None:
+    overhead = _overhead([([1.0 + block / 100] * 6, [1.0] * 6) for block in range(5)])
+    assert overhead.ratio_p95 == pytest.approx(1.02)
+    assert overhead.error == pytest.approx(1.2533 * 0.02 / 1.349 / 5**0.5)
 
 
 def test_every_request_is_valid_has_its_own_id_and_lies_where_its_key_belongs() -> None:

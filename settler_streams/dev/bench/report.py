@@ -14,6 +14,7 @@ import psutil
 
 from settler_streams.dev.bench.latency import percentiles
 from settler_streams.dev.bench.long_run import LongRun
+from settler_streams.dev.bench.row_security import Costs, Overhead
 from settler_streams.dev.bench.run import Figures
 from settler_streams.dev.bench.throughput import Measured
 
@@ -40,10 +41,7 @@ def document(figures: Figures) -> dict[str, Any]:
     if figures.recorder_rows_per_s is not None:
         found["recorder_rows_per_s"] = round(figures.recorder_rows_per_s)
     if figures.row_security is not None:
-        found["row_security"] = {
-            name: {"p50_ms": round(c.p50_ms, 3), "p95_ms": round(c.p95_ms, 3), "ratio_p95": round(c.ratio_p95, 3)}
-            for name, c in figures.row_security.items()
-        }
+        found |= _row_security(figures.row_security)
     if figures.long is not None:
         found |= _long_run(figures.long)
     return {**found, "machine": _machine()}
@@ -87,9 +85,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         )
     if "recorder_rows_per_s" in found:
         table.append(("(f) recorder into PostgreSQL", f"{found['recorder_rows_per_s']:,} rows/s", "under RLS"))
-    for name, cost in found.get("row_security", {}).items():
-        times = f"p50 {cost['p50_ms']} ms, p95 {cost['p95_ms']} ms"
-        table.append((f"row-level security: {name}", f"{cost['ratio_p95'] - 1:+.1%}", f"at p95; {times}"))
+    table += _row_security_rows(found)
     if "peak_rss_mib" in found:
         table.append(("(g) memory of an admission worker, peak", f"{found['peak_rss_mib']:,} MiB", ""))
     if "long_run" in found:
@@ -98,6 +94,36 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         table.append(("growth of memory", f"{run['growth']:.2f}", "last quarter by second quarter"))
         samples = _thinned(run["rss_mib_samples"], ROWS_MAX)
         table += [("", f"{mib:,} MiB", f"after {events:,}") for events, mib in samples]
+    return table
+
+
+def _more(overhead: dict[str, Any]) -> tuple[str, str]:
+    return f"{overhead['ratio_p95'] - 1:+.1%}", f"+- {overhead['ratio_p95_error']:.1%} at p95"
+
+
+def _row_security(costs: Costs) -> dict[str, Any]:
+    def ratio(overhead: Overhead) -> dict[str, float]:
+        return {"ratio_p95": round(overhead.ratio_p95, 4), "ratio_p95_error": round(overhead.error, 4)}
+
+    return {
+        "row_security_gateway": ratio(costs.gateway),
+        "row_security_recorder": ratio(costs.recorder),
+        "row_security": {
+            name: {"p50_ms": round(cost.p50_ms, 3), "p95_ms": round(cost.p95_ms, 3), **ratio(cost.overhead)}
+            for name, cost in costs.statements.items()
+        },
+    }
+
+
+def _row_security_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    table = []
+    for key, what in (("row_security_gateway", "gateway's reads"), ("row_security_recorder", "recorder's batches")):
+        if key in found:
+            table.append((f"row-level security: the {what}", *_more(found[key])))
+    for name, cost in found.get("row_security", {}).items():
+        more, error = _more(cost)
+        times = f"p50 {cost['p50_ms']} ms, p95 {cost['p95_ms']} ms"
+        table.append((f"row-level security: {name}", more, f"{error}; {times}"))
     return table
 
 

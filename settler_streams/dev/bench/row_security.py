@@ -5,6 +5,9 @@ BYPASSRLS, for whom PostgreSQL leaves the policies out of its plans; rows, index
 statements run as both in turn, for the same tenant, so that what disturbs one moment disturbs both alike. Timed is
 what a caller waits for: of the gateway's reads the connection, the context, the rows and the commit; of the recorder's
 batches the context, the position, the rows and the commit. Of the reads the statement is timed alone, too.
+
+Compared is the best of some successive runs, as ``timeit`` does: the 95th percentile of single runs is that of the
+machine's pauses, and one and the same login differs from itself by several per cent there.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ import gc
 import hashlib
 import itertools
 import json
+import math
 import random
 import secrets
 import statistics
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,13 +43,18 @@ if TYPE_CHECKING:
     from settler_streams.adapters.postgres.pool import Transaction
     from settler_streams.adapters.postgres.roles import Connection
 
-WARM_UP_RUNS = 20
+WARM_UP_RUNS = 8
 """Of each block; PostgreSQL plans a prepared statement five times before it keeps the plan."""
+BEST_OF = 4
+"""Successive runs, of which the best counts. Each login is first in two of them; each run has tenants of its own, so
+that none finds its rows in the processor's caches because of the run before."""
 BATCH_TENANTS = 50
 """Tenants of one batch of the recorder, which has two records of each of them."""
 RECORDS = 2
 JOBS = 10
 """Finished jobs of each tenant, each with five matches and five unmatched records."""
+ERROR_OF_MEDIAN, QUARTILES_APART = 1.2533, 1.3490
+"""Of normal values: a median's error by a mean's, and how many standard deviations the quartiles are apart."""
 KEY_HASH = b"\x01" * 32
 
 
@@ -53,20 +62,36 @@ class Sizes(NamedTuple):
     """Tenants in the database, and runs of each statement as each login.
 
     The runs are timed in blocks, each on new connections, and a figure is the median of the blocks': what one process
-    of the server has by chance, and a pause of the machine, fall into one.
+    of the server has by chance, and a slow minute of the machine, fall into one.
     """
 
     tenants: int = 10_000
-    runs: int = 500
+    runs: int = 600
     blocks: int = 10
 
 
+class Overhead(NamedTuple):
+    """The 95th percentile under row-level security by that without."""
+
+    ratio_p95: float
+    error: float
+    """Its standard error, by how the blocks scatter."""
+
+
 class Cost(NamedTuple):
-    """Times of a statement under row-level security, and its 95th percentile by that without."""
+    """Times of a statement under row-level security, and its overhead."""
 
     p50_ms: float
     p95_ms: float
-    ratio_p95: float
+    overhead: Overhead
+
+
+class Costs(NamedTuple):
+    """Of what the gateway's reads wait for together, of the recorder's batches together, and of each statement."""
+
+    gateway: Overhead
+    recorder: Overhead
+    statements: Mapping[str, Cost]
 
 
 def tenant(number: int) -> TenantId:
@@ -134,13 +159,16 @@ INSERT INTO unmatched (tenant_id, job_id, attempt, row_no, side, record_no, reas
 SELECT tenant, job, 1, r, 'left', r, 'missing' FROM bench_jobs, generate_series(1, 5) AS r;
 """
 
-Run = Callable[[TenantConnectionPool, int, int, int], Awaitable[float]]
-"""Runs a statement as one of the two logins (0, 1), for a tenant, with the number of the run; returns the seconds."""
+Run = Callable[[TenantConnectionPool, int, int, int], Awaitable[tuple[float, ...]]]
+"""Runs a statement as one of the two logins (0, 1), for a tenant, with the number of the run; returns the seconds that
+a caller waits, and of a read those of the statement alone."""
+Block = tuple[Sequence[float], Sequence[float]]
+"""Seconds under row-level security, and without."""
 Opener = Callable[[], Awaitable[TenantConnectionPool]]
 """Connects as one of the two logins."""
 
 
-async def measure(settings: Settings, sizes: Sizes) -> Mapping[str, Cost]:
+async def measure(settings: Settings, sizes: Sizes) -> Costs:
     """What row-level security costs each statement.
 
     Args:
@@ -150,15 +178,37 @@ async def measure(settings: Settings, sizes: Sizes) -> Mapping[str, Cost]:
     drawn = random.Random(SEED)  # noqa: S311 - repeatable, not secret
     async with filled(settings, "secured", sizes.tenants), _unbound(database(settings, "secured")) as unbound:
         bound = partial(TenantConnectionPool.open, database(settings, "secured"))
-        runs = {name: _read(*read) for name, read in READS.items()}
-        runs |= {f"{STATEMENT}: {name}": _read(*read, alone=True) for name, read in READS.items()}
-        runs |= {f"{RECORDER}: {topic}": _record(sizes.tenants, topic, of) for topic, of in WRITES.items()}
+        both, twice = (bound, unbound), (bound, bound)
+        statements = {name: _Statement(both, _read(*read)) for name, read in READS.items()}
+        statements |= {
+            f"{RECORDER}: {topic}": _Statement(both, _record(sizes.tenants, topic, of)) for topic, of in WRITES.items()
+        }
+        statements[CONTROL] = _Statement(twice, _read(*READS["job"]))
+        await _checkpoint(database(settings, "secured"))
         gc.disable()  # as timeit does: it would stop the clock of whichever statement is under way
         try:
-            costs = {name: await _compare((bound, unbound), run, sizes, drawn) for name, run in runs.items()}
-            return costs | {CONTROL: await _compare((bound, bound), runs["job"], sizes, drawn)}
+            for _ in range(sizes.blocks):  # of one statement after another: a slow minute falls into a block of each
+                for statement in statements.values():
+                    await statement.run_block(sizes, drawn)
         finally:
             gc.enable()
+    costs = {name: statement.costs() for name, statement in statements.items()}
+    alone = {f"{STATEMENT}: {name}": costs[name][1] for name in READS}
+    return Costs(
+        _together(statements[name] for name in READS),
+        _together(statement for name, statement in statements.items() if name.startswith(RECORDER)),
+        {name: waited for name, (waited, *_) in costs.items()} | alone,
+    )
+
+
+def _together(statements: Iterable[_Statement]) -> Overhead:
+    return _overhead([block for statement in statements for block in statement.blocks()])
+
+
+async def _checkpoint(settings: Settings) -> None:
+    """Write out what was filled in now: the server would do it while the first statements are timed."""
+    async with owner_connection(settings) as owner:
+        await owner.execute("CHECKPOINT")
 
 
 @asynccontextmanager
@@ -217,10 +267,10 @@ async def _switch(owner: Connection, how: str) -> None:
         await owner.execute(f"ALTER TABLE {row[0]} {how} ROW LEVEL SECURITY")
 
 
-def _read(query: str, arguments: Arguments, *, alone: bool = False) -> Run:
-    """A read of the gateway's, in its transaction; ``alone``: only the statement is timed."""
+def _read(query: str, arguments: Arguments) -> Run:
+    """A read of the gateway's, in its transaction."""
 
-    async def run(pool: TenantConnectionPool, _login: int, number: int, which: int) -> float:
+    async def run(pool: TenantConnectionPool, _login: int, number: int, which: int) -> tuple[float, ...]:
         tenant_id, given = tenant(number), arguments(tenant(number), job(number, which % JOBS))
         began_s = time.perf_counter()
         async with pool.tenant(tenant_id, read_only=True) as tx:
@@ -230,7 +280,7 @@ def _read(query: str, arguments: Arguments, *, alone: bool = False) -> Run:
         ended_s = time.perf_counter()
         if not found:
             raise LookupError(f"no row for tenant {number}")
-        return statement_ended_s - statement_began_s if alone else ended_s - began_s
+        return ended_s - began_s, statement_ended_s - statement_began_s
 
     return run
 
@@ -239,7 +289,7 @@ def _record(tenants: int, topic: str, effects: Effects) -> Run:
     """A batch of the recorder: records of some tenants, ``effects`` of each, and the position behind them."""
     topic_id = str(_uuid(topic))
 
-    async def run(pool: TenantConnectionPool, login: int, _number: int, which: int) -> float:
+    async def run(pool: TenantConnectionPool, login: int, _number: int, which: int) -> tuple[float, ...]:
         chosen = random.Random(which).sample(range(tenants), BATCH_TENANTS)  # noqa: S311 - repeatable, not secret
         first, consumer = which * BATCH_TENANTS * RECORDS, f"{RECORDER} {login}"
         records = [
@@ -251,32 +301,64 @@ def _record(tenants: int, topic: str, effects: Effects) -> Run:
             await projection.init_position(pool, consumer, topic_id, topic, 0)
         began_s = time.perf_counter()
         await projection.write_batch(pool, move, records)
-        return time.perf_counter() - began_s
+        return (time.perf_counter() - began_s,)
 
     return run
 
 
-async def _compare(logins: tuple[Opener, Opener], run: Run, sizes: Sizes, drawn: random.Random) -> Cost:
-    """The statement as both logins in turn, each first as often as the other; the policies bind the first one."""
-    p50, p95, ratio = [], [], []
-    counted = itertools.count()
-    for _ in range(sizes.blocks):
-        times: tuple[list[float], list[float]] = ([], [])
+class _Statement:
+    """A statement as two logins in turn, each first as often as the other; the policies bind the first one."""
+
+    def __init__(self, logins: tuple[Opener, Opener], run: Run) -> None:
+        self._logins, self._run = logins, run
+        self._counted = itertools.count()
+        self._blocks: list[list[list[tuple[float, ...]]]] = []
+
+    async def run_block(self, sizes: Sizes, drawn: random.Random) -> None:
+        """Run it some times, on new connections."""
+        times: list[list[tuple[float, ...]]] = [[], []]
         async with AsyncExitStack() as opened:
-            pools = [await connect() for connect in logins]
+            pools = [await connect() for connect in self._logins]
             for pool in pools:
                 opened.push_async_callback(pool.close)
-            for timed in [False] * WARM_UP_RUNS + [True] * max(2, sizes.runs // sizes.blocks):
-                number, which = drawn.randrange(sizes.tenants), next(counted)
+            for _ in range(WARM_UP_RUNS + max(2 * BEST_OF, sizes.runs // sizes.blocks)):
+                number, which = drawn.randrange(sizes.tenants), next(self._counted)
                 for login in ((0, 1), (1, 0))[which % 2]:
-                    seconds = await run(pools[login], login, number, which)
-                    if timed:
-                        times[login].append(seconds)
-        mine, without = (statistics.quantiles(each, n=20)[-1] for each in times)
-        p50.append(statistics.median(times[0]))
-        p95.append(mine)
-        ratio.append(mine / without)
-    return Cost(statistics.median(p50) * 1e3, statistics.median(p95) * 1e3, statistics.median(ratio))
+                    times[login].append(await self._run(pools[login], login, number, which))
+        self._blocks.append([[*zip(*each[WARM_UP_RUNS:], strict=True)] for each in times])
+
+    def blocks(self, what: int = 0) -> list[Block]:
+        """The best runs of each block, by one of the times that its runs return."""
+        return [(_best(mine[what]), _best(without[what])) for mine, without in self._blocks]
+
+    def costs(self) -> list[Cost]:
+        """What each of the times that its runs return has to say."""
+        return [_cost(self.blocks(what)) for what in range(len(self._blocks[0][0]))]
+
+
+def _cost(blocks: Sequence[Block]) -> Cost:
+    return Cost(
+        statistics.median(statistics.median(mine) for mine, _ in blocks) * 1e3,
+        statistics.median(_p95(mine) for mine, _ in blocks) * 1e3,
+        _overhead(blocks),
+    )
+
+
+def _overhead(blocks: Sequence[Block]) -> Overhead:
+    """The median of the blocks, and its error by their quartiles: one in a slow minute counts no more than another."""
+    ratios = [_p95(mine) / _p95(without) for mine, without in blocks]
+    lower, _, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    error = ERROR_OF_MEDIAN * (upper - lower) / QUARTILES_APART / math.sqrt(len(ratios))
+    return Overhead(statistics.median(ratios), error)
+
+
+def _p95(seconds: Sequence[float]) -> float:
+    return statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+
+
+def _best(seconds: Sequence[float]) -> list[float]:
+    """The best of each successive ``BEST_OF``."""
+    return [min(seconds[first : first + BEST_OF]) for first in range(0, len(seconds) - BEST_OF + 1, BEST_OF)]
 
 
 async def plan(tx: Transaction, query: str, arguments: tuple[object, ...]) -> list[dict[str, Any]]:
