@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.source_code import parsed
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "settler_streams"
 LINES_MAX = 400
@@ -35,18 +37,6 @@ TESTS = files(".py", under=ROOT / "tests")
 
 def name_of(path):
     return path.relative_to(ROOT).as_posix()
-
-
-def parsed(path):
-    text = path.read_text(encoding="utf-8")
-    for _ in range(20):
-        try:
-            return ast.parse(text, str(path))
-        except SystemError:
-            # CPython 3.11 (gh-106905): another thread that formats a traceback, as loggers of the services' clients do,
-            # parses at the same moment, and both count their depth in one place.
-            continue
-    return ast.parse(text, str(path))
 
 
 def dotted(node):

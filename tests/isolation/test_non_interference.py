@@ -31,6 +31,7 @@ from tests.isolation.probe import A, B
 from tests.isolation.search import SEARCHED_MAX, search, shares
 from tests.isolation.twins import MARK, answers, make_twins, row_id_of, said, session, weakened
 from tests.isolation.weakenings import mutants
+from tests.source_code import parsed
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -61,7 +62,7 @@ def sql_in(path: Path) -> list[str]:
     """The texts in a module that begin as SQL does."""
     return [
         node.value
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         and re.match(r"\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH|MERGE|COPY|LOCK|CALL)\s+[\w*(\"']", node.value)
     ]  # fmt: skip
