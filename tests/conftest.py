@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -73,6 +74,9 @@ def kafka(services: Services) -> Service:
 def postgres(services: Services) -> Service:
     """PostgreSQL, running."""
     services.postgres.start()
+    # Tests kill processes and no machine: what is written outlives them in the system's cache, and the disk may wait.
+    for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
+        apart(partial(_execute, services, statement))
     return services.postgres
 
 
