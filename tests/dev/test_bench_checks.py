@@ -18,7 +18,7 @@ from settler_streams.dev.bench.long_run import LongRun, _requests, _Results
 from settler_streams.dev.bench.phases import Phases, Place
 from settler_streams.dev.bench.programs import Program
 from settler_streams.dev.bench.recorder import _check
-from settler_streams.dev.bench.row_security import _best, _cost, _overhead
+from settler_streams.dev.bench.row_security import _best, _cost, _overhead, _together
 from settler_streams.dev.bench.throughput import Work, check_outputs, compare
 from settler_streams.dev.bench.workload import Keyed
 from settler_streams.errors import StateError
@@ -52,6 +52,15 @@ def test_the_error_of_a_cost_is_how_its_blocks_scatter() -> None:
     overhead = _overhead([([1.0 + block / 100] * 6, [1.0] * 6) for block in range(5)])
     assert overhead.ratio_p95 == pytest.approx(1.02)
     assert overhead.error == pytest.approx(1.2533 * 0.02 / 1.349 / 5**0.5)
+
+
+def test_of_many_statements_together_the_single_calls_are_compared_as_well() -> None:
+    """Pauses of one login in every tenth run are its single calls' 95th percentile, and no best run's."""
+    without = [1.0 + number % 7 / 100 for number in range(60)]
+    mine = [seconds * 1.1 + (5.0 if number % 10 == 3 else 0.0) for number, seconds in enumerate(without)]
+    together = _together([[(mine, without)] * 4, [(mine, without)] * 3])
+    assert together.best.ratio_p95 == pytest.approx(1.1)
+    assert together.single.ratio_p95 > 5
 
 
 def test_every_request_is_valid_has_its_own_id_and_lies_where_its_key_belongs() -> None:

@@ -14,7 +14,7 @@ import psutil
 
 from settler_streams.dev.bench.latency import percentiles
 from settler_streams.dev.bench.long_run import LongRun
-from settler_streams.dev.bench.row_security import Costs, Overhead
+from settler_streams.dev.bench.row_security import Costs, Overhead, Together
 from settler_streams.dev.bench.run import Figures
 from settler_streams.dev.bench.throughput import Measured
 
@@ -97,17 +97,20 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     return table
 
 
-def _more(overhead: dict[str, Any]) -> tuple[str, str]:
-    return f"{overhead['ratio_p95'] - 1:+.1%}", f"+- {overhead['ratio_p95_error']:.1%} at p95"
+def _more(overhead: dict[str, Any], where: str = "p95") -> tuple[str, str]:
+    return f"{overhead['ratio_p95'] - 1:+.1%}", f"+- {overhead['ratio_p95_error']:.1%} at {where}"
 
 
 def _row_security(costs: Costs) -> dict[str, Any]:
     def ratio(overhead: Overhead) -> dict[str, float]:
         return {"ratio_p95": round(overhead.ratio_p95, 4), "ratio_p95_error": round(overhead.error, 4)}
 
+    def together(costs: Together) -> dict[str, Any]:
+        return {**ratio(costs.best), "single_calls": ratio(costs.single)}
+
     return {
-        "row_security_gateway": ratio(costs.gateway),
-        "row_security_recorder": ratio(costs.recorder),
+        "row_security_gateway": together(costs.gateway),
+        "row_security_recorder": together(costs.recorder),
         "row_security": {
             name: {"p50_ms": round(cost.p50_ms, 3), "p95_ms": round(cost.p95_ms, 3), **ratio(cost.overhead)}
             for name, cost in costs.statements.items()
@@ -120,6 +123,7 @@ def _row_security_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     for key, what in (("row_security_gateway", "gateway's reads"), ("row_security_recorder", "recorder's batches")):
         if key in found:
             table.append((f"row-level security: the {what}", *_more(found[key])))
+            table.append(("", *_more(found[key]["single_calls"], "p95 of single calls")))
     for name, cost in found.get("row_security", {}).items():
         more, error = _more(cost)
         times = f"p50 {cost['p50_ms']} ms, p95 {cost['p95_ms']} ms"

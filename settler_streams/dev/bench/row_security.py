@@ -7,7 +7,8 @@ what a caller waits for: of the gateway's reads the connection, the context, the
 batches the context, the position, the rows and the commit. Of the reads the statement is timed alone, too.
 
 Compared is the best of some successive runs, as ``timeit`` does: the 95th percentile of single runs is that of the
-machine's pauses, and one and the same login differs from itself by several per cent there.
+machine's pauses, and one and the same login differs from itself by several per cent there. Of all reads together, and
+of all batches, there are enough runs to compare the single ones as well.
 """
 
 from __future__ import annotations
@@ -86,11 +87,18 @@ class Cost(NamedTuple):
     overhead: Overhead
 
 
+class Together(NamedTuple):
+    """The overhead of several statements, of the best of successive runs and of every single one."""
+
+    best: Overhead
+    single: Overhead
+
+
 class Costs(NamedTuple):
     """Of what the gateway's reads wait for together, of the recorder's batches together, and of each statement."""
 
-    gateway: Overhead
-    recorder: Overhead
+    gateway: Together
+    recorder: Together
     statements: Mapping[str, Cost]
 
 
@@ -195,14 +203,15 @@ async def measure(settings: Settings, sizes: Sizes) -> Costs:
     costs = {name: statement.costs() for name, statement in statements.items()}
     alone = {f"{STATEMENT}: {name}": costs[name][1] for name in READS}
     return Costs(
-        _together(statements[name] for name in READS),
-        _together(statement for name, statement in statements.items() if name.startswith(RECORDER)),
+        _together(statements[name].blocks() for name in READS),
+        _together(statement.blocks() for name, statement in statements.items() if name.startswith(RECORDER)),
         {name: waited for name, (waited, *_) in costs.items()} | alone,
     )
 
 
-def _together(statements: Iterable[_Statement]) -> Overhead:
-    return _overhead([block for statement in statements for block in statement.blocks()])
+def _together(statements: Iterable[Sequence[Block]]) -> Together:
+    single = [block for blocks in statements for block in blocks]
+    return Together(_overhead([_best_of_both(block) for block in single]), _overhead(single))
 
 
 async def _checkpoint(settings: Settings) -> None:
@@ -328,12 +337,13 @@ class _Statement:
         self._blocks.append([[*zip(*each[WARM_UP_RUNS:], strict=True)] for each in times])
 
     def blocks(self, what: int = 0) -> list[Block]:
-        """The best runs of each block, by one of the times that its runs return."""
-        return [(_best(mine[what]), _best(without[what])) for mine, without in self._blocks]
+        """All runs of each block, by one of the times that its runs return."""
+        return [(mine[what], without[what]) for mine, without in self._blocks]
 
     def costs(self) -> list[Cost]:
-        """What each of the times that its runs return has to say."""
-        return [_cost(self.blocks(what)) for what in range(len(self._blocks[0][0]))]
+        """What each of the times that its runs return has to say, by the best runs."""
+        times = range(len(self._blocks[0][0]))
+        return [_cost([_best_of_both(block) for block in self.blocks(what)]) for what in times]
 
 
 def _cost(blocks: Sequence[Block]) -> Cost:
@@ -359,6 +369,11 @@ def _p95(seconds: Sequence[float]) -> float:
 def _best(seconds: Sequence[float]) -> list[float]:
     """The best of each successive ``BEST_OF``."""
     return [min(seconds[first : first + BEST_OF]) for first in range(0, len(seconds) - BEST_OF + 1, BEST_OF)]
+
+
+def _best_of_both(block: Block) -> Block:
+    mine, without = block
+    return _best(mine), _best(without)
 
 
 async def plan(tx: Transaction, query: str, arguments: tuple[object, ...]) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ async def run(ground: Ground, sizes: Sizes, parts: tuple[Part, ...] = PARTS) -> 
         ground.say(f"recorder: {figures.recorder_rows_per_s:,.0f} rows/s")
     if "row-security" in parts:
         figures.row_security = costs = await row_security.measure(ground.settings, sizes.row_security)
-        gateway, recorded = costs.gateway.ratio_p95 - 1, costs.recorder.ratio_p95 - 1
+        gateway, recorded = costs.gateway.best.ratio_p95 - 1, costs.recorder.best.ratio_p95 - 1
         ground.say(
             f"row-level security at p95: the gateway's reads {gateway:+.1%}, the recorder's batches {recorded:+.1%}"
         )
