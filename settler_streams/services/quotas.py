@@ -182,7 +182,7 @@ class QuotaService:
     async def _level_of(
         self, tx: Transaction, tenant: Tenant, quota_types: Collection[QuotaType]
     ) -> dict[QuotaType, QuotaLevel]:
-        rows = await tx.fetch(queries.READ_QUOTA_USAGE, tenant.id, [quota_type.value for quota_type in quota_types])
+        rows = await tx.fetch(queries.READ_QUOTA_USAGE, tenant.id)
         used = {row["quota_type"]: row["used"] for row in rows}
         tier = self._tiers[tenant.tier]
         levels = {}

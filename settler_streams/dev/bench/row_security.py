@@ -125,7 +125,7 @@ READS: dict[str, tuple[str, Arguments]] = {
     "matches": (queries.READ_MATCHES, lambda tenant_id, job_id: (tenant_id, job_id, 0, 100)),
     "unmatched": (queries.READ_UNMATCHED, lambda tenant_id, job_id: (tenant_id, job_id, 0, 100)),
     "report": (queries.READ_REPORT, lambda tenant_id, job_id: (tenant_id, job_id)),
-    "quota": (queries.READ_QUOTA_USAGE, lambda tenant_id, _job: (tenant_id, ["storage"])),
+    "quota": (queries.READ_QUOTA_USAGE, lambda tenant_id, _job: (tenant_id,)),
     "verdicts": (queries.CURRENT_VERDICTS, lambda tenant_id, _job: (tenant_id,)),
 }
 RECORDER = "recorder"

@@ -139,6 +139,17 @@ async def test_a_plan_that_is_kept_for_all_tenants_finds_each_ones_rows_by_the_i
     assert any("$1" in assert_found_by_the_tenant(node) for node in scans)
 
 
+@pytest.mark.parametrize("name", READS)
+async def test_a_read_is_planned_once_and_not_for_each_call(crowded, name):
+    """Planning takes as long as most reads, and longer under row-level security."""
+    query, arguments = READS[name]
+    async with crowded.tenant(tenant(7), read_only=True) as tx:
+        for _ in range(6):  # five plans of the arguments' own, then one that is kept
+            await tx.fetch(query, *arguments(tenant(7), job(7, 3)))
+        kept = "SELECT generic_plans > 0 FROM pg_prepared_statements WHERE statement = $1"
+        assert await tx.fetchval(kept, query)
+
+
 async def test_what_is_read_is_there(crowded):
     for query, arguments in READS.values():
         async with crowded.tenant(tenant(7), read_only=True) as tx:
