@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 # Of the tests, each with services of its own. They wait more than they compute.
 TEST_PROCESSES ?= 2
 
-.PHONY: help demo up down bench test chaos chaos-long check format clean
+.PHONY: help demo up down bench test chaos chaos-long chaos-mutants check format clean
 
 help: ## Show the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 $(INSTALLED): pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -38,8 +38,11 @@ test: $(INSTALLED) ## Run the tests on real Kafka, PostgreSQL and Valkey
 chaos: $(INSTALLED) ## Disturb a whole system for some minutes and check what is left; SEED=n repeats a round
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
-chaos-long: $(INSTALLED) ## The same for fifty minutes: harder, planted bugs, and a million made statements
-	@$(BIN)/python -m tests.chaos --long $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+chaos-long: $(INSTALLED) ## The same for half an hour: harder, and a million made statements
+	@$(BIN)/python -m tests.chaos long $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+
+chaos-mutants: $(INSTALLED) ## Shorter rounds with a bug in the workers, which the check has to find
+	@$(BIN)/python -m tests.chaos mutants $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
 check: $(INSTALLED) ## Format, lint, strict types, import direction: seconds
 	@$(BIN)/ruff format --check --quiet .

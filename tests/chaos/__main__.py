@@ -33,8 +33,10 @@ from tests.chaos.pace import NotObservedError
 from tests.chaos.proxied_stack import ProxiedStack
 from tests.chaos.report import COVERAGE, ENDS, PROGRESS, Report
 
+VERBS = {"short": "chaos", "long": "chaos-long", "mutants": "chaos-mutants"}
+"""The rounds, and how `make` calls them."""
 FAULTS_S = {"short": 0.0, "long": 1_080.0}
-"""How long faults are struck at least; each has its turn once in any case. Mutants and made statements follow."""
+"""How long faults are struck at least; each has its turn once in any case. The check and made statements follow."""
 MUTANT_TIMES = {"short": 1, "long": 3}
 """How often each mutant of the recording is planted, each time in another place."""
 POINTS_S_MAX = 60.0
@@ -42,20 +44,22 @@ POINTS_S_MAX = 60.0
 
 
 @click.command()
-@click.option("--long", "is_long", is_flag=True, help="Fifty minutes and a million statements, instead of about six.")
-@click.option(
-    "--mutants", "only_mutants", is_flag=True, help="Only the mutants of workers, which the long round ends with."
-)
-@click.option("--mutant", "names", multiple=True, help="With --mutants: only this one; may be repeated.")
+@click.argument("name", type=click.Choice(list(VERBS)), default="short")
+@click.option("--mutant", "names", multiple=True, help="Of the mutants only this one; may be repeated.")
 @click.option("--seed", type=int, default=None, help="Repeat a round; by default a new seed.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Where the report goes as JSON."
 )
-def main(is_long: bool, only_mutants: bool, names: tuple[str, ...], seed: int | None, json_path: Path | None) -> None:
-    """Disturb the system in every way we know, then check that nothing was lost, doubled, turned or crossed."""
-    name = "mutants" if only_mutants else "long" if is_long else "short"
+def main(name: str, names: tuple[str, ...], seed: int | None, json_path: Path | None) -> None:
+    """Disturb the system in every way we know, then check that nothing was lost, doubled, turned or crossed.
+
+    The short round takes about six minutes; the long one thirty, with a million made statements; the mutants, shorter
+    rounds with a bug planted in the workers, twenty-five.
+    """
+    if names and name != "mutants":
+        raise click.UsageError("--mutant belongs to the mutants.")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    command = f"make chaos{'-long' if is_long else ''} SEED={seed}{' CHAOS_ARGS=--mutants' if only_mutants else ''}"
+    command = f"make {VERBS[name]} SEED={seed}"
     report = Report(name, seed, command)
     _quiet()
     console = Console(width=130)
@@ -81,10 +85,10 @@ async def _run(report: Report, console: Console, names: tuple[str, ...]) -> None
     stack = ProxiedStack(folder / "state", list(MEMBERS))
     try:
         await asyncio.to_thread(stack.up)
-        if report.name != "mutants":
-            await _round(stack, report, console, began_s)
-        if report.name != "short":
+        if report.name == "mutants":
             await mutant_rounds.run_all(stack, report, console, names or mutant_rounds.ALL)
+        else:
+            await _round(stack, report, console, began_s)
         if report.name == "long":
             await made_statements.ask(report, console)
     finally:

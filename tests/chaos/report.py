@@ -51,7 +51,9 @@ class Report:
     @property
     def meanings(self) -> dict[str, str]:
         """Every claim of this round and what it means."""
-        meanings = {**INVARIANTS, PROGRESS: PROGRESS_MEANING, COVERAGE: COVERAGE_MEANING, ENDS: ENDS_MEANING}
+        meanings = dict(INVARIANTS)
+        if self.name != "mutants":  # at whose rounds only the checker looks
+            meanings |= {PROGRESS: PROGRESS_MEANING, COVERAGE: COVERAGE_MEANING, ENDS: ENDS_MEANING}
         meanings |= {MUTANTS: MUTANTS_MEANING} if self.mutants else {}
         return meanings | ({MADE: MADE_MEANING} if self.name == "long" else {})
 
@@ -79,20 +81,21 @@ class Report:
 
     def show(self, console: Console) -> None:
         """As tables."""
-        console.print(_table(f"faults, seed {self.seed}", ("kind", "count"), sorted(self.injected.items())))
-        console.print(
-            _table(
-                "fail points: what a process did to itself there", ("place", "count"), sorted(self.fail_points.items())
-            )
+        tables = (
+            (f"faults, seed {self.seed}", ("kind", "count"), sorted(self.injected.items())),
+            ("fail points: what a process did to itself there", ("place", "count"), sorted(self.fail_points.items())),
+            ("what was counted", ("figure", "count"), list(self.figures.items())),
+            ("mutants", ("planted error", "caught by"), list(self.mutants.items())),
         )
-        console.print(_table("what was counted", ("figure", "count"), self.figures.items()))
-        if self.mutants:
-            console.print(_table("mutants", ("planted error", "caught by"), self.mutants.items()))
+        for title, heads, told in tables:
+            if told:
+                console.print(_table(title, heads, told))
         rows = [(name, meaning, self._count(name)) for name, meaning in self.meanings.items()]
         console.print(_table("invariants", ("name", "claim", "violations"), rows))
         longest = max(self.recoveries_s, default=0.0)
         phases = ", ".join(f"{name} {value:.0f} s" for name, value in self.phases_s.items())
-        console.print(f"{self.seconds:.0f} s ({phases}); longest recovery {longest:.1f} s; exits {dict(self.exits)}")
+        course = f" ({phases}); longest recovery {longest:.1f} s; exits {dict(self.exits)}" if phases else ""
+        console.print(f"{self.seconds:.0f} s{course}")
         for name, text in self.problems:
             console.print(f"[red]{name}[/red]: {text}", highlight=False, soft_wrap=True)
         if self.problems:
