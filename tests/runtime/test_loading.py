@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
 
-import aiokafka.client
 import pytest
 import pytest_asyncio
 
-from settler_streams.dev.stack import ports
 from settler_streams.errors import UnavailableError
 from settler_streams.runtime import reader as reader_module
 from settler_streams.runtime import session as session_module
@@ -23,6 +20,7 @@ from tests.chaos.proxy import Proxy, Weather
 from tests.runtime import counter
 from tests.runtime.counter import Counter, Sum, spec_of
 from tests.runtime.kafka_log import KafkaLog
+from tests.services.kafka_network import kafka_network
 
 pytestmark = pytest.mark.services
 
@@ -47,19 +45,10 @@ async def log(settings: Settings) -> KafkaLog:
 
 
 @pytest_asyncio.fixture
-async def network(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
-    """Between the clients and the broker, whatever address the broker names."""
-    broker_port = int(log.settings.kafka_bootstrap_servers.rpartition(":")[2])
-    proxy = Proxy("kafka", ports.free_port(), broker_port)
-    await proxy.start()
-    connect = aiokafka.client.create_conn
-
-    async def through_the_proxy(host: str, _port: int, **options: Any) -> Any:
-        return await connect(host, proxy.port, **options)
-
-    monkeypatch.setattr(aiokafka.client, "create_conn", through_the_proxy)
-    yield proxy
-    await proxy.stop()
+async def network(log: KafkaLog) -> AsyncIterator[Proxy]:
+    """Between the clients and the broker."""
+    async with kafka_network(log.settings.kafka_bootstrap_servers) as network:
+        yield network
 
 
 @pytest_asyncio.fixture

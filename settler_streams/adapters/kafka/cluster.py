@@ -15,7 +15,7 @@ from typing import Any
 import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, NodeNotReadyError
+from aiokafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, RequestTimedOutError
 
 from settler_streams.adapters.kafka import header_names
 from settler_streams.errors import ConfigurationError, UnavailableError
@@ -27,6 +27,8 @@ ADMIN_DEADLINE_S = 30.0
 """Longest wait for the broker in one administrative step; creating thirty topics takes about a second."""
 NAMED_RETRY_S = 0.1
 """Between two looks for a broker in a cluster that names none."""
+_NO_ANSWER = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError)
+"""What aiokafka says of a connection that was lost, could not be made, or on which nothing came."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,22 @@ class Cluster:
         """An administrative client, closed at the end.
 
         Raises:
-            UnavailableError: the broker did not answer.
+            UnavailableError: the broker did not answer, at the start or what the client was used to ask.
         """
         try:
             async with asyncio.timeout(ADMIN_DEADLINE_S):
                 client = await self._named()
         except (KafkaError, TimeoutError, OSError) as error:
-            raise UnavailableError(f"Kafka at {self.servers} did not answer: {error!r}") from error
+            raise self._silent(error) from error
         try:
             yield client
+        except _NO_ANSWER as error:
+            raise self._silent(error) from error
         finally:
             await client.close()
+
+    def _silent(self, error: Exception) -> UnavailableError:
+        return UnavailableError(f"Kafka at {self.servers} did not answer: {error!r}")
 
     async def _named(self) -> AIOKafkaAdminClient:
         """A started client whose cluster names a broker.

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import CoordinationType
-from aiokafka.errors import NodeNotReadyError
+from aiokafka.errors import KafkaConnectionError, NodeNotReadyError
 
 from settler_streams.adapters.kafka import cluster
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.errors import UnavailableError
+from tests.chaos.proxy import Proxy, Weather
+from tests.services.kafka_network import kafka_network
 
 
 class Unnamed(AIOKafkaAdminClient):
@@ -55,6 +57,38 @@ async def test_it_does_not_wait_for_ever(unnamed, monkeypatch, services, kafka):
         async with Cluster.of(services.settings).admin():
             pass
     assert unnamed.closed >= 10_000 - unnamed.left > 1
+
+
+async def _closed(network: Proxy, _client: AIOKafkaAdminClient) -> str:
+    network.cut_when(lambda _number, _piece, from_client: from_client)
+    return "KafkaConnectionError"
+
+
+async def _refused(network: Proxy, client: AIOKafkaAdminClient) -> str:
+    network.set(Weather(refuses=True))
+    await _closed(network, client)
+    with pytest.raises(KafkaConnectionError):
+        await client.list_topics()
+    return "NodeNotReadyError"
+
+
+async def _silent(network: Proxy, _client: AIOKafkaAdminClient) -> str:
+    network.set(Weather(silent=True))
+    return "RequestTimedOutError"
+
+
+@pytest.mark.parametrize("goes_away", [_closed, _refused, _silent])
+async def test_a_broker_that_goes_away_when_the_client_has_started_is_unavailable(
+    goes_away, monkeypatch, services, kafka
+):
+    monkeypatch.setattr(cluster, "ADMIN_DEADLINE_S", 5.0)
+    settings = services.settings
+    async with kafka_network(settings.kafka_bootstrap_servers) as network:
+        with pytest.raises(UnavailableError, match="did not answer") as refused:
+            async with Cluster.of(settings).admin() as client:
+                said = await goes_away(network, client)
+                await client.list_topics()
+    assert type(refused.value.__cause__).__name__ == said
 
 
 async def test_a_cancellation_that_a_client_swallows_at_its_close_is_not_lost(unnamed, monkeypatch, services, kafka):
