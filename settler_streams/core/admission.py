@@ -15,29 +15,30 @@ erased   a tenant that was erased: nothing else is kept of it, and its requests 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from settler_streams.core import quotas
+from settler_streams.core.accounts import Account, admit, give_back
+from settler_streams.core.accounts import record as record_use
 from settler_streams.core.dedup import SeenIds, SeenWindow
 from settler_streams.core.erasure import Erased, erased_tenants, passed_on
 from settler_streams.core.flags import FlagSetting, FlagTable, setting_key, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.job_requests import admission_of, check_paths, refusal_of
-from settler_streams.core.quotas import Level, Limits, Refusal, Reports, Reservation, Tenant, Usage
+from settler_streams.core.places import Places
+from settler_streams.core.quotas import Limits, Refusal, Reports, Reservation, Tenant, Usage
 from settler_streams.core.standings import Standing, Standings, require_whole
-from settler_streams.core.token_bucket import change_policy
 from settler_streams.errors import RecordError
 from settler_streams.events import (
     ClockTick,
     FlagState,
     JobCancelRequested,
-    JobEnqueued,
+    JobDecided,
     JobFinished,
     JobRequested,
     PoolCancelRequested,
-    RecordRef,
     RejectReason,
     Resource,
     TenantAcknowledged,
@@ -47,15 +48,14 @@ from settler_streams.events import (
     TenantWeighted,
     UsageRecorded,
 )
-from settler_streams.ids import PLATFORM, TenantId, partition_of
+from settler_streams.ids import PLATFORM, TenantId
 from settler_streams.tiers import Tiers
 
 GATING = "jobs."
 """How the names of flags that switch kinds of jobs off begin; of other flags nothing is kept."""
 FLAG_OF = {kind: f"{GATING}{kind}" for kind in ("reconciliation", "reconciliation-preview")}
 """What executors can run, and the flag that switches a kind off."""
-DEFAULT_COST_US = 200_000
-"""Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
+_NO_CHANGES: Mapping[str, Value | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,17 @@ class Admission(FoldLogic):
         self._jobs = {key[len("job/") :]: v for key, v in state.items() if isinstance(v, Reservation)}
         self._touched_jobs: dict[str, Value | None] = {}
         self._seen = SeenWindow(state)
-        reports = value_of(state, "reports/", Reports)
-        self._round = reports.rounds if reports else 0
-        self._standings = Standings(state, policy.tiers, self._round)
+        self._places = Places(policy.pools)
+        self._standings = Standings(state, policy.tiers)
         self._month = (0, 0)
+        self._now_ms = -1
         self._erased = erased_tenants(state)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
-        self._seen.forget(now_ms)  # by every record, so that the state follows from those that were folded
+        if now_ms != self._now_ms:
+            self._seen.forget(now_ms)  # by every record, so that the state follows from those that were folded
+            self._now_ms = now_ms
         data = record.event.data
         if self._erased and record.event.tenantid in self._erased:
             return self._late(record, now_ms)
@@ -121,6 +123,7 @@ class Admission(FoldLogic):
                 raise RecordError("misplaced", f"admission has no use for {other.event_type} in {record.topic}")
 
     def _requested(self, record: Record, request: JobRequested, now_ms: int) -> Outcome:
+        """Admit or refuse."""
         event, key = record.event, record.key
         tenant_id, job_id = event.tenantid, event.id
         check_paths(request)
@@ -131,24 +134,23 @@ class Admission(FoldLogic):
         if not self._seen.take(record, now_ms):
             return NOTHING
         refusal: RejectReason | Refusal | None = self._gate(standing, request)
-        charged: Sequence[Usage] = ()
         if standing is not None and refusal is None:
-            charged, refusal = quotas.admit(standing.levels, self._month_of(now_ms), now_ms, self._round)
+            refusal = admit(standing.accounts, self._month_of(now_ms), now_ms)
         if standing is None or refusal is not None:
             refused = refusal_of(record, request, refusal or RejectReason.UNKNOWN_TENANT, now_ms)
-            return Outcome({}, (Emit("job-decisions", refused, tenant_id, key, "decided", job_id),))
+            return Outcome(_NO_CHANGES, (_decision(refused, tenant_id, key),))
         self._jobs[job_id] = reservation = Reservation(tenant_id, standing.members, now_ms, event.source)
         self._touched_jobs["job/" + job_id] = reservation
         admitted = admission_of(record, request, now_ms)
-        decided = Emit("job-decisions", admitted, tenant_id, key, "decided", job_id)
-        enqueued = Emit("pool-inputs", self._enqueued(record, request, now_ms), tenant_id, key, "enqueued", job_id,
-                        self._pool_of(key))  # fmt: skip
-        return Outcome({}, (decided, enqueued, *self._charge(standing.levels, charged, key)))
+        decided = _decision(admitted, tenant_id, key)
+        full = self._places.add(record, request, now_ms)
+        signals = self._charged(standing.accounts, key)
+        return Outcome(_NO_CHANGES, (decided, *full, *signals) if full or signals else (decided,))
 
-    def settle(self) -> dict[str, Value | None]:
+    def settle(self) -> Outcome:
         """What a step has used, the jobs it has admitted and seen end, and the ids it has remembered."""
         jobs, self._touched_jobs = self._touched_jobs, {}
-        return {**self._standings.settle(), **jobs, **self._seen.settle()}
+        return Outcome({**self._standings.settle(), **jobs, **self._seen.settle()}, self._places.take())
 
     def _check_owner(self, record: Record) -> None:
         """The open job of this request's id has to be the same one.
@@ -170,47 +172,35 @@ class Admission(FoldLogic):
         flag = FLAG_OF.get(request.kind)
         if flag is None:
             return RejectReason.UNSUPPORTED_KIND
-        if not self._flags.evaluate(flag, standing.members, request.user_id, default=True).enabled:
+        if (
+            flag in self._flags.named
+            and not self._flags.evaluate(flag, standing.members, request.user_id, default=True).enabled
+        ):
             return RejectReason.FLAG_DISABLED
-        if max(len(self._jobs), 2 * standing.levels[-1].usage.running) >= self._policy.open_jobs_max:
+        most = self._policy.open_jobs_max
+        if len(self._jobs) >= most or 2 * standing.accounts[-1].running >= most:
             return RejectReason.POOL_FULL  # a root and its children leave half of the places to others
         return None
 
-    def _pool_of(self, root: str) -> int:
-        """A root tenant and its children share one pool, for good: a job and its cancellation meet there."""
-        pools = self._policy.pools
-        return 0 if pools == 1 else partition_of(root, pools)
-
-    def _enqueued(self, record: Record, request: JobRequested, now_ms: int) -> JobEnqueued:
-        return JobEnqueued(
-            job_id=record.event.id,
-            root_tenant=record.key,
-            kind=request.kind,
-            priority=request.priority,
-            estimated_cost_us=request.estimated_cost_us or DEFAULT_COST_US,
-            requested_at_ms=now_ms,
-            request=RecordRef(topic=record.topic, partition=record.partition, offset=record.offset),
-        )
-
-    def _charge(self, levels: Iterable[Level], usages: Iterable[Usage], root: str) -> list[Emit]:
-        """Store what is used at each level; the signals are those of thresholds reached for the first time."""
+    def _charged(self, accounts: Iterable[Account], root: str) -> list[Emit]:
+        """Have what one more job was charged to stored; the signals are those of thresholds that it has reached."""
         signals: list[Emit] = []
-        for level, usage in zip(levels, usages, strict=True):
-            if quotas.is_calm(usage, level.limits):
-                self._standings.put(level, usage)
-            else:
-                signals += self._signals(level, usage, root)
+        for account in accounts:
+            if not account.touched:
+                self._standings.touch(account)
+            if (
+                account.running >= account.quiet_below
+                or account.running < account.quiet_from
+                or account.month_jobs >= account.month_quiet_below
+            ):
+                signals += self._signals(account, root)
         return signals
 
-    def _signals(self, level: Level, used: Usage, root: str) -> Iterable[Emit]:
-        """As :meth:`_charge` for one level that may have reached a threshold."""
-        tenant_id, limits = level.tenant_id, level.limits
-        usage, reached = quotas.crossed_thresholds(used, limits)
-        self._standings.put(level, usage)
-        for quota, percent in reached:
-            signal = quotas.threshold(usage, limits, quota, percent)
-            suffix = f"threshold/{tenant_id}/{quota}/{percent}"
-            yield Emit("tenant-signals", signal, tenant_id, root, suffix, tenant_id)
+    def _signals(self, account: Account, root: str) -> Iterator[Emit]:
+        """Tell of the thresholds that are reached for the first time."""
+        for signal in account.crossed_thresholds():
+            suffix = f"threshold/{account.tenant_id}/{signal.quota}/{signal.percent}"
+            yield Emit("tenant-signals", signal, account.tenant_id, root, suffix, account.tenant_id)
 
     def _finished(self, finished: JobFinished, now_ms: int) -> Outcome:
         if finished.job_id in self._jobs:  # else a repeated result: the reservation has ended, and ends once
@@ -221,9 +211,10 @@ class Admission(FoldLogic):
         """End a reservation, at every level."""
         self._touched_jobs["job/" + job_id] = None
         for member in self._jobs.pop(job_id).chain:
-            level = self._standings.level(member, now_ms)
-            if level is not None:
-                self._standings.put(level, self._in_round(quotas.release(level.usage)))
+            account = self._standings.account(member, now_ms)
+            if account is not None:
+                account.release()
+                self._standings.touch(account)
 
     def _used(self, record: Record, used: UsageRecorded, now_ms: int) -> Outcome:
         standing = self._standings.of(record.event.tenantid, record.key, now_ms)
@@ -232,11 +223,13 @@ class Admission(FoldLogic):
         if self._seen.repeated(record, now_ms):
             return NOTHING
         require_whole(standing)
-        usages = quotas.record(standing.levels, used.resource, used.quantity)
+        kept = record_use(standing.accounts, used.resource, used.quantity)
         self._seen.remember(record, now_ms)
-        # What else is used is metered by the noisy-neighbour fold; no quota hangs on it.
-        levels = standing.levels if usages else ()
-        return Outcome({}, tuple(self._charge(levels, map(self._in_round, usages), record.key)))
+        if not kept:
+            return NOTHING  # metered by the noisy-neighbour fold; no quota hangs on it
+        for account in standing.accounts:
+            self._standings.touch(account)
+        return Outcome({}, tuple(emit for account in standing.accounts for emit in self._signals(account, record.key)))
 
     def _tenant_changed(self, record: Record, changed: TenantChanged, now_ms: int) -> Outcome:
         tenant_id = record.event.tenantid
@@ -266,13 +259,7 @@ class Admission(FoldLogic):
             changed.burst,
         )
         limits = self._standings.limits_of(tenant)
-        level = self._standings.level(tenant_id, now_ms)
-        if level is None:
-            usage = quotas.new_usage(limits, now_ms)
-        else:
-            bucket = change_policy(level.usage.bucket, level.limits.rate, limits.rate, now_ms)
-            usage = quotas.with_bucket(level.usage, bucket)
-        self._standings.change(tenant_id, limits, self._in_round(usage))
+        self._standings.change(tenant_id, limits, now_ms)
         return Outcome({key: tenant}, (*self._announce(record, changed.version, limits), told))
 
     def _erase(self, record: Record, erased: TenantErased, now_ms: int) -> Outcome:
@@ -284,20 +271,21 @@ class Admission(FoldLogic):
         tenant_id = record.event.tenantid
         if record.key != erased.root_id or tenant_id == PLATFORM:
             raise RecordError("foreign-tenant", f"the key {record.key[:100]!r} is not the root of {tenant_id}")
-        known = self._standings.level(tenant_id, now_ms) is not None
+        known = self._standings.account(tenant_id, now_ms) is not None
         standing = self._standings.of(tenant_id, record.key, now_ms) if known else None
         gone = [f"tenant/{tenant_id}", f"usage/{tenant_id}", *map(setting_key, self._flags.forget(tenant_id))]
         for job_id in sorted(job_id for job_id, held in self._jobs.items() if held.tenant == tenant_id):
             self._end(job_id, now_ms)
         if standing is not None:
-            for level, usage in zip(standing.levels[1:], quotas.without(standing.levels), strict=True):
-                self._standings.put(level, self._in_round(usage))
+            give_back(standing.accounts)
+            for account in standing.accounts[1:]:
+                self._standings.touch(account)
         self._seen.disown(tenant_id, self._state)
         self._standings.forget(tenant_id)
         self._erased.add(tenant_id)
         changes: dict[str, Value | None] = dict.fromkeys(gone, None)
         changes[f"erased/{tenant_id}"] = Erased(erased.version)
-        return Outcome(changes, passed_on(record, erased, self._policy.pools))
+        return Outcome(changes, (*self._places.take(), *passed_on(record, erased, self._policy.pools)))
 
     def _late(self, record: Record, now_ms: int) -> Outcome:
         """What still comes of an erased tenant. A request is refused, each time it comes, as that of no tenant; its
@@ -306,8 +294,7 @@ class Admission(FoldLogic):
         match record.event.data:
             case JobRequested() as request:
                 refused = refusal_of(record, request, RejectReason.UNKNOWN_TENANT, now_ms)
-                tenant_id, job_id = record.event.tenantid, record.event.id
-                return Outcome({}, (Emit("job-decisions", refused, tenant_id, record.key, "decided", job_id),))
+                return Outcome({}, (_decision(refused, record.event.tenantid, record.key),))
             case TenantErased() as erased if record.key == erased.root_id:
                 return Outcome({}, passed_on(record, erased, self._policy.pools))
             case _:
@@ -338,63 +325,52 @@ class Admission(FoldLogic):
         if reservation is None or reservation.tenant != record.event.tenantid:
             return NOTHING  # finished, never admitted, or not this tenant's: there is nothing to cancel
         body = PoolCancelRequested(job_id=cancel.job_id, reason=cancel.reason)
-        tenant = record.event.tenantid
-        return Outcome(
-            {},
-            (
-                Emit(
-                    "pool-inputs",
-                    body,
-                    tenant,
-                    record.key,
-                    "cancel",
-                    cancel.job_id,
-                    partition=self._pool_of(record.key),
-                ),
-            ),
-        )
+        tenant, key, pool = record.event.tenantid, record.key, self._places.pool_of(record.key)
+        told = Emit("pool-inputs", body, tenant, key, "cancel", cancel.job_id, partition=pool)
+        return Outcome({}, (*self._places.take(), told))
 
     def _tick(self, now_ms: int) -> Outcome:
         """Once a second: report the usage of tenants that were active since the last tick."""
         emits = []
         for tenant_id in sorted(self._standings.changed):
-            level = self._standings.level(tenant_id, now_ms)
+            account = self._standings.account(tenant_id, now_ms)
             tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
-            if tenant is not None and level is not None:
-                report = self._report(level, now_ms)
-                suffix = f"usage/{self._round}/{tenant_id}"  # a tick can be in the log twice, its round cannot
+            if tenant is not None and account is not None:
+                report = self._report(account, now_ms)
+                suffix = (
+                    f"usage/{self._standings.round}/{tenant_id}"  # a tick can be in the log twice, its round cannot
+                )
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, suffix, tenant_id))
-        changes: dict[str, Value | None] = {}
-        if self._standings.changed:
-            self._standings.changed.clear()
-            self._round += 1
-            changes["reports/"] = Reports(self._round)
-        return Outcome(changes, tuple(emits))
+        if not self._standings.changed:
+            return Outcome({}, tuple(emits))
+        return Outcome({"reports/": self._standings.next_round()}, tuple(emits))
 
-    def _report(self, level: Level, now_ms: int) -> TenantUsage:
-        usage, limits = level.usage, level.limits
+    def _report(self, account: Account, now_ms: int) -> TenantUsage:
+        limits = account.limits
         start_ms, end_ms = self._month_of(now_ms)
         return TenantUsage(
             as_of_ms=now_ms,
             window_start_ms=start_ms,
             window_end_ms=end_ms,
             used={
-                Resource.REQUESTS: usage.requests,
-                Resource.STORAGE_BYTES: usage.storage_bytes,
-                Resource.CUSTOM_DOMAINS: usage.domains,
-                Resource.RECONCILIATIONS: usage.month_jobs if usage.month_start_ms == start_ms else 0,
+                Resource.REQUESTS: account.requests,
+                Resource.STORAGE_BYTES: account.storage_bytes,
+                Resource.CUSTOM_DOMAINS: account.domains,
+                Resource.RECONCILIATIONS: account.month_jobs if account.month_start_ms == start_ms else 0,
             },
-            running=usage.running,
+            running=account.running,
             limits=limits.by_quota,
-            rate_tokens_used=limits.rate.burst - quotas.tokens_left(usage, limits, now_ms),
+            rate_tokens_used=limits.rate.burst - account.tokens_left(now_ms),
             rate_burst=limits.rate.burst,
         )
-
-    def _in_round(self, usage: Usage) -> Usage:
-        """The usage as one that the next round of usage reports tells."""
-        return quotas.in_round(usage, self._round)
 
     def _month_of(self, now_ms: int) -> tuple[int, int]:
         if not self._month[0] <= now_ms < self._month[1]:
             self._month = quotas.month_bounds(now_ms)
         return self._month
+
+
+def _decision(decided: JobDecided, tenant: TenantId, root: str) -> Emit:
+    """A job has one decision, which has the job's id."""
+    job_id = decided.job_id
+    return Emit("job-decisions", decided, tenant, root, "decided", job_id, None, job_id)

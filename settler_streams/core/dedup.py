@@ -104,16 +104,15 @@ class SeenWindow:
     def remember(self, record: Record, now_ms: int) -> None:
         """Remember a record that :meth:`repeated` has just called new. Call it when nothing can refuse it any more."""
         event = record.event
-        place, owner = self._places.get(owner := (event.source, event.tenantid)) or self._place(owner)
-        entry = (event.id, place, now_ms)
-        self._add(entry, owner)
+        owner = (event.source, event.tenantid)
+        known = self._places.get(owner)
+        if known is None:
+            known = self._places[owner] = len(self._places), owner
+        entry = (event.id, known[0], now_ms)
+        self._add(entry, known[1])
         self._fresh.append(entry)
         if len(self._fresh) >= CHUNK_IDS_MAX:
             self._close_chunk()
-
-    def _place(self, owner: Owner) -> tuple[int, Owner]:
-        place = self._places[owner] = len(self._places), owner
-        return place
 
     def forget(self, now_ms: int) -> None:
         """Forget the ids whose window has passed."""

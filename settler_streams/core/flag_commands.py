@@ -103,9 +103,9 @@ class FlagCommands(FoldLogic):
             tuple(Tombstone("flag-state", key, record.partition) for key in keys),
         )
 
-    def settle(self) -> dict[str, Value | None]:
+    def settle(self) -> Outcome:
         """The ids that a step has remembered are stored together."""
-        return self._seen.settle()
+        return Outcome(self._seen.settle())
 
 
 def _state_key(setting: FlagSetting) -> str:

@@ -95,7 +95,8 @@ class FlagTable:
 
     def __init__(self, settings: Iterable[FlagSetting] = ()) -> None:
         self._settings: dict[SettingKey, FlagSetting] = {}
-        self._named: set[str] = set()
+        self.named: set[str] = set()
+        """Flags that have a setting in any scope; what no scope has set is at its default."""
         for setting in settings:
             self.put(setting)
 
@@ -105,7 +106,7 @@ class FlagTable:
         current = self._settings.get(key)
         if current is None or setting.version >= current.version:
             self._settings[key] = setting
-            self._named.add(setting.flag)
+            self.named.add(setting.flag)
 
     def forget(self, tenant: TenantId) -> list[FlagSetting]:
         """Drop every setting of ``tenant`` and its users; returns them."""
@@ -122,7 +123,7 @@ class FlagTable:
         self, flag: str, chain: Sequence[TenantId], user_id: str | None = None, *, default: bool = False
     ) -> Evaluation:
         """Evaluate for the tenant ``chain[0]`` whose parents follow in order; ``default`` holds when nothing is set."""
-        if flag not in self._named:
+        if flag not in self.named:
             return _DEFAULT_ON if default else _DEFAULT_OFF
         scopes: list[tuple[TenantId, str | None]] = [(tenant, None) for tenant in (*chain, PLATFORM)]
         if user_id is not None:

@@ -127,6 +127,8 @@ class FoldLogic(Protocol):
         """
         ...
 
-    def settle(self) -> Mapping[str, Value | None]:
-        """What the records of a step have changed together. Called once, after the last of them."""
-        return {}
+    def settle(self) -> Outcome:
+        """What the records of a step have led to together. Called once, after the last of them; the events have ids of
+        their own, as no single record is their cause.
+        """
+        return NOTHING

@@ -16,9 +16,10 @@ erased    a tenant that was erased: nothing else is kept of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+from settler_streams.core.arrivals import Arrival, arrival_of, arrivals_of
 from settler_streams.core.erasure import Erased, erased_tenants, forgotten
 from settler_streams.core.fair_queue import FairQueue
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
@@ -35,6 +36,7 @@ from settler_streams.events import (
     JobDispatched,
     JobEnqueued,
     JobFinished,
+    JobsEnqueued,
     JobStatus,
     PoolCancelRequested,
     QueuePriority,
@@ -134,8 +136,10 @@ class Scheduler(FoldLogic):
         """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
         emits: list[Emit] = []
         match record.event.data:
+            case JobsEnqueued() as enqueued:
+                emits += self._enqueue(record, arrivals_of(enqueued), now_ms)
             case JobEnqueued() as job:
-                emits += self._enqueue(record, job, now_ms)
+                emits += self._enqueue(record, [arrival_of(job, record.traceparent)], now_ms)
             case AttemptFinished() as report:
                 emits += self._reported(record.event.tenantid, report, now_ms)
             case TenantWeighted() as weighted:
@@ -164,27 +168,34 @@ class Scheduler(FoldLogic):
         changes = self._drain()
         return Outcome(changes, tuple(emits)) if changes or emits else NOTHING
 
-    def _enqueue(self, record: Record, job: JobEnqueued, now_ms: int) -> list[Emit]:
-        """Let a job wait. The id of another tenant's job ends it: its tenant's reservation must not outlive it. So does
-        that of an erased tenant's, as long as an executor has it.
+    def _enqueue(self, record: Record, jobs: Sequence[Arrival], now_ms: int) -> list[Emit]:
+        """Let a tenant's jobs wait. The id of another tenant's job ends one: its tenant's reservation must not outlive
+        it. So does that of an erased tenant's, as long as an executor has it.
+
+        Raises:
+            RecordError: one of them is already in the pool, or nothing is known of the tenant; none was let in.
         """
-        tenant, job_id = record.event.tenantid, JobId(job.job_id)
-        present = self._queue.job(job_id)
-        if present is not None and present.tenant == tenant:
-            raise RecordError("duplicate-job", f"job {job_id} is already in the pool")
+        tenant = record.event.tenantid
+        present = {job.job_id: self._queue.job(job.job_id) for job in jobs}
+        doubled = [job_id for job_id, queued in present.items() if queued is not None and queued.tenant == tenant]
+        if doubled or len(present) < len(jobs):
+            raise RecordError("duplicate-job", f"job {(doubled or list(present))[0]} is already in the pool")
         contract = value_of(self._state, f"contract/{tenant}", TenantContract)
         if contract is None and tenant not in self._erased:
             raise RecordError("unknown-tenant", f"no weight is known for tenant {tenant}")
-        queued = QueuedJob(tenant, job_id, _PRIORITY[job.priority], self._arrivals + 1, job.estimated_cost_us)
-        pool_job = PoolJob(queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, record.traceparent)
-        if contract is None:
-            return [_ended(pool_job, JobStatus.CANCELLED, *_ERASED, now_ms)]
-        if present is not None or self._roster.placement(job_id) is not None:
-            return [_ended(pool_job, JobStatus.FAILED, "id_taken", "submit it again under another id", now_ms)]
-        self._arrivals += 1
-        self._new_jobs[job_id] = pool_job
-        self._queue.enqueue(queued, contract.contract)
-        return []
+        ended: list[Emit] = []
+        for job in jobs:
+            queued = QueuedJob(tenant, job.job_id, _PRIORITY[job.priority], self._arrivals + 1, job.estimated_cost_us)
+            pool_job = PoolJob(queued, job.root, job.kind, job.request, job.requested_at_ms, job.traceparent)
+            if contract is None:
+                ended.append(_ended(pool_job, JobStatus.CANCELLED, *_ERASED, now_ms))
+            elif present[job.job_id] is not None or self._roster.placement(job.job_id) is not None:
+                ended.append(_ended(pool_job, JobStatus.FAILED, "id_taken", "submit it again under another id", now_ms))
+            else:
+                self._arrivals += 1
+                self._new_jobs[job.job_id] = pool_job
+                self._queue.enqueue(queued, contract.contract)
+        return ended
 
     def _weighted(self, record: Record, weighted: TenantWeighted, now_ms: int) -> Outcome:
         """A change of tier, weight or cap holds for the tenant's whole backlog at once."""

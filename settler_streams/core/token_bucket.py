@@ -112,20 +112,6 @@ def take(bucket: Bucket, policy: RatePolicy, cost: int, now_ms: int) -> tuple[Bu
     return bucket, Verdict(False, level // UNITS_PER_TOKEN, retry_after_ms, 0)
 
 
-def take_one(bucket: Bucket, capacity: int, refill_per_ms: int, now_ms: int) -> Bucket | None:
-    """As :func:`take` for one token, for the path on which every request goes: the bucket after it, or None.
-
-    ``capacity`` and ``refill_per_ms`` are the policy's, in units.
-    """
-    level, updated_ms = bucket.level, bucket.updated_ms
-    if now_ms > updated_ms:
-        level += (now_ms - updated_ms) * refill_per_ms
-        updated_ms = now_ms
-    if level > capacity:
-        level = capacity
-    return Bucket(level - UNITS_PER_TOKEN, updated_ms) if level >= UNITS_PER_TOKEN else None
-
-
 def take_all(
     buckets: Sequence[Bucket], policies: Sequence[RatePolicy], cost: int, now_ms: int
 ) -> tuple[tuple[Bucket, ...], Verdict]:

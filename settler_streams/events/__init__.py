@@ -1,6 +1,15 @@
 """The event contract: bodies, envelope, and their encoding. What is published lies in ``schemas/``."""
 
-from settler_streams.events.envelope import CONTENT_TYPE, Envelope, decode, encode, envelope, misfit_of
+from settler_streams.events.envelope import (
+    CONTENT_TYPE,
+    Envelope,
+    Write,
+    decode,
+    encode,
+    envelope,
+    misfit_of,
+    writer_of,
+)
 from settler_streams.events.fields import (
     FlagAction,
     FlagScope,
@@ -16,6 +25,7 @@ from settler_streams.events.flags import FlagChanged, FlagCommand, FlagState
 from settler_streams.events.jobs import (
     AttemptFinished,
     ClockTick,
+    EnqueuedJob,
     ExecutorDraining,
     ExecutorHeartbeat,
     ExecutorJoined,
@@ -28,6 +38,7 @@ from settler_streams.events.jobs import (
     JobEnqueued,
     JobFinished,
     JobRequested,
+    JobsEnqueued,
     MatchRules,
     PoolCancelRequested,
     RecordRef,
@@ -54,6 +65,7 @@ __all__ = [
     "REGISTRY",
     "AttemptFinished",
     "ClockTick",
+    "EnqueuedJob",
     "Envelope",
     "ExecutorDraining",
     "ExecutorHeartbeat",
@@ -73,6 +85,7 @@ __all__ = [
     "JobFinished",
     "JobRequested",
     "JobStatus",
+    "JobsEnqueued",
     "MatchRules",
     "OffsetRun",
     "Part",
@@ -97,8 +110,10 @@ __all__ = [
     "TenantWeighted",
     "UsagePartial",
     "UsageRecorded",
+    "Write",
     "decode",
     "encode",
     "envelope",
     "misfit_of",
+    "writer_of",
 ]

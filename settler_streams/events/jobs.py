@@ -112,9 +112,37 @@ class JobDecided(Part):
     retry_after_ms: Millis | None = None
 
 
+@part
+class EnqueuedJob(Part):
+    """One admitted job. ``offset`` is where its request lies; ``traceparent`` is the request's trace context."""
+
+    job_id: Uuid
+    kind: Name
+    priority: QueuePriority
+    estimated_cost_us: Positive
+    requested_at_ms: Millis
+    offset: Count
+    traceparent: Text | None = None
+
+
+@event("settler.pool.jobs-enqueued.v1")
+class JobsEnqueued(Part):
+    """Admitted jobs of one tenant enter their worker pool's log; published in the same transaction as their decisions.
+
+    Their requests lie in ``topic`` and ``partition``: the claim check that spares copying them through every topic.
+    """
+
+    root_tenant: Uuid
+    topic: Text
+    partition: PartitionNumber
+    jobs: Annotated[tuple[EnqueuedJob, ...], Field(min_length=1, max_length=500)]
+
+
 @event("settler.job.enqueued.v1")
 class JobEnqueued(Part):
     """An admitted job enters its worker pool's log; published in the same transaction as its decision."""
+
+    # Earlier versions have written it; it is read as ever, and what is written is JobsEnqueued.
 
     job_id: Uuid
     root_tenant: Uuid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from settler_streams.adapters.kafka.dead_letter_form import size_of
@@ -19,6 +20,8 @@ TRACEPARENT = "traceparent"
 TRACEPARENT_BYTES_MAX = 128
 """Version 00 of the header has 55 bytes. It is copied into state and onto every output, so it must not be of any size:
 one of two megabytes would make outputs that no topic takes."""
+_is_trace = re.compile(rb"[!-~]{1,%d}" % TRACEPARENT_BYTES_MAX).fullmatch
+"""Visible ASCII, as every version of the header is: it travels within events too."""
 
 
 class Intake:
@@ -56,6 +59,6 @@ class Intake:
 def traceparent_of(raw: Raw) -> bytes | None:
     """The record's trace context; what cannot be one is ignored."""
     for name, value in raw.headers or ():
-        if name == TRACEPARENT and value is not None and len(value) <= TRACEPARENT_BYTES_MAX:
+        if name == TRACEPARENT and value is not None and _is_trace(value):
             return bytes(value)
     return None

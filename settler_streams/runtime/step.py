@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiokafka.errors import IllegalOperation, KafkaError
@@ -29,11 +29,11 @@ from settler_streams.adapters.kafka.fencing import fenced
 from settler_streams.adapters.telemetry.metrics import METRICS
 from settler_streams.core.fold import CLOCK_KEY, NOTHING, FoldClock, FoldLogic, Outcome, Record
 from settler_streams.errors import FencedError, RecordError, StateError, UnavailableError
-from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, encode, envelope
-from settler_streams.ids import PLATFORM, TenantId, derived_id
+from settler_streams.events import CONTENT_TYPE, OffsetRun, Part, StepJournal, Write, writer_of
+from settler_streams.ids import PLATFORM, derived_id
 from settler_streams.runtime.intake import TRACEPARENT, Raw, traceparent_of
 from settler_streams.runtime.observation import Observation
-from settler_streams.runtime.outputs import Headers, Lane, Outputs
+from settler_streams.runtime.outputs import Headers, Outputs
 
 if TYPE_CHECKING:
     from settler_streams.runtime.session import Session
@@ -44,6 +44,9 @@ STEP_DEADLINE_S = 30.0
 """Longest wait for one Kafka answer inside a step: three transaction timeouts. Beyond it the session is lost."""
 
 Records = Mapping[TopicPartition, Sequence[Raw]]
+
+Add = Callable[[bytes | None, bytes | None, Headers], None]
+Target = tuple[Add, bytes, Write[Any], bool]
 
 _CONTENT_TYPE = ("content-type", CONTENT_TYPE.encode())
 _PLAIN: Headers = [_CONTENT_TYPE]
@@ -63,7 +66,7 @@ class Step:
         self._record: Record | None = None
         self._observation = Observation(session.id.role, session.id.partition)
         self.now_ms = session.now_ms
-        self._targets: dict[tuple[type[Part], str, str, int | None], tuple[Lane, bytes, bool]] = {}
+        self._targets: dict[tuple[type[Part], str, str, int | None], Target] = {}
         """Where events go, by type, topic, key and partition: found once a step, as many of a batch go the same way."""
         self._source = f"/{session.id.deployment}/{session.id.role}"
         self._time_ms, self._time = -1, _EPOCH
@@ -98,7 +101,9 @@ class Step:
                 apply(outcome.changes)
             if outcome.emits or outcome.tombstones:
                 publish(outcome)
-        apply(logic.settle())
+        settled = logic.settle()
+        apply(settled.changes)
+        publish(settled)
 
     def decode(self) -> Iterator[Record]:
         """The batch's records in order, decoded.
@@ -127,7 +132,9 @@ class Step:
                 except RecordError as error:
                     self._dead_letter(raw, error)
                     continue
-                record = self._record = Record(topic, partition, raw.offset, key, event, traceparent_of(raw))
+                record = self._record = Record(
+                    topic, partition, raw.offset, key, event, traceparent_of(raw) if raw.headers else None
+                )
                 yield record
         self._raw = self._record = None
 
@@ -151,17 +158,23 @@ class Step:
         self._session.state.apply(outcome.changes)
 
     def publish(self, outcome: Outcome) -> None:
-        """Add the decision's events to the transaction; their ids follow from the record in hand."""
-        record = self._record
-        assert record is not None  # noqa: S101 - publishing belongs to the record being decided
+        """Add the decision's events to the transaction.
+
+        Their ids and trace context follow from the record in hand, unless they have their own; what settling a step has
+        led to has.
+        """
+        source_id, traceparent = (r.event.id, r.traceparent) if (r := self._record) is not None else ("", None)
+        if self.now_ms != self._time_ms:
+            self._time_ms, self._time = self.now_ms, dt.datetime.fromtimestamp(self.now_ms / 1000, dt.UTC)
+        targets, source, time = self._targets, self._source, self._time
         for emit in outcome.emits:
             data = emit.data
             way = (type(data), emit.topic, emit.key, emit.partition)
-            lane, key, observed = self._targets.get(way) or self._target(way)
-            trace = emit.traceparent or record.traceparent
+            add, key, write, observed = targets.get(way) or self._target(way)
+            event_id = emit.event_id or derived_id(source_id, emit.suffix)
+            trace = emit.traceparent or traceparent
             headers = _PLAIN if trace is None else [_CONTENT_TYPE, (TRACEPARENT, trace)]
-            event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
-            lane.add(key, self._encode(data, event_id, emit.tenant, emit.subject), headers)
+            add(key, write(data, event_id, source, emit.tenant, time, emit.subject), headers)
             if observed:
                 self._observation.published(emit)
         for stone in outcome.tombstones:
@@ -171,21 +184,15 @@ class Step:
             )
         self._observation.outputs += len(outcome.emits) + len(outcome.tombstones)
 
-    def _target(self, way: tuple[type[Part], str, str, int | None]) -> tuple[Lane, bytes, bool]:
-        """The lane and key of events that go this way, and whether they are counted by type; see ``_targets``."""
+    def _target(self, way: tuple[type[Part], str, str, int | None]) -> Target:
+        """The lane, key and writer of events that go this way, and whether they are counted by type."""
         body, topic, key, partition = way
         self._spec.router.check_output(self._session.id.role, topic, body.event_type)
         if partition is None:
             partition = self._spec.router.partition_for(topic, key)
         lane = self._outputs.lane(self._spec.topic(topic), partition)
-        target = self._targets[way] = lane, key.encode(), body in METRICS.wanted
+        target = self._targets[way] = lane.add, key.encode(), writer_of(body), body in METRICS.wanted
         return target
-
-    def _encode(self, data: Part, event_id: str, tenant: TenantId, subject: str | None) -> bytes:
-        now_ms = self.now_ms
-        if now_ms != self._time_ms:
-            self._time_ms, self._time = now_ms, dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
-        return encode(envelope(data, event_id, self._source, tenant, self._time, subject))
 
     def _dead_letter(self, raw: Raw, error: RecordError) -> None:
         partition = raw.partition % self._spec.topology.partitions("dead-letters")
@@ -238,7 +245,8 @@ class Step:
             code_version=__version__,
         )
         event_id = derived_id(PLATFORM, f"{fold.transactional_id}/{runs[0].topic}/{runs[0].first}")
-        value = self._encode(body, event_id, PLATFORM, None)
+        time = dt.datetime.fromtimestamp(self.now_ms / 1000, dt.UTC)
+        value = writer_of(StepJournal)(body, event_id, self._source, PLATFORM, time, None)
         journal = self._outputs.lane(self._spec.topic(self._spec.declared.journal), fold.partition)
         journal.add(fold.role.encode(), value, _PLAIN)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from settler_streams.events import JobDecided, decode
-from tests.agents.conftest import PARTITIONS, Platform
+from settler_streams.events import JobDecided, JobsEnqueued, decode
+from tests.agents.conftest import Platform
 from tests.runtime.kafka_log import Record
 from tests.runtime.requests import event_bytes, job_request, new_id
 
@@ -25,8 +25,8 @@ async def test_without_an_executor_every_request_is_still_decided(platform: Plat
     decisions = await platform.log.until("job-decisions", lambda records: decided(records).keys() >= wanted)
 
     assert all(decided(decisions)[job] for job in wanted), "Enterprise is never refused, and the pool has room"
-    queued = await platform.log.read("pool-inputs")
-    assert len(queued) >= PARTITIONS * JOBS
+    waiting = places(await platform.log.read("pool-inputs"))
+    assert sorted(waiting) == sorted(wanted), "each has its place in the pool, once"
     assert await platform.log.read("job-dispatches") == []
     assert await platform.log.read("dead-letters") == []
 
@@ -34,3 +34,8 @@ async def test_without_an_executor_every_request_is_still_decided(platform: Plat
 def decided(records: list[Record]) -> dict[str, bool]:
     bodies = [decode(record.value).data for record in records]
     return {body.job_id: body.admitted for body in bodies if isinstance(body, JobDecided)}
+
+
+def places(records: list[Record]) -> list[str]:
+    bodies = [decode(record.value).data for record in records]
+    return [job.job_id for body in bodies if isinstance(body, JobsEnqueued) for job in body.jobs]

@@ -11,7 +11,7 @@ from tests.chaos.murmur import partition_of
 from tests.chaos.recording import Entry, Recording
 
 REQUESTED, DECIDED = "settler.job.requested.v1", "settler.job.decided.v1"
-ENQUEUED, DISPATCHED = "settler.job.enqueued.v1", "settler.job.dispatched.v1"
+ENQUEUED, DISPATCHED = "settler.pool.jobs-enqueued.v1", "settler.job.dispatched.v1"
 FINISHED = "settler.job.finished.v1"
 READERS = {
     "job-requests": ("admission",),
@@ -81,28 +81,28 @@ def _places(
     findings: Findings,
 ) -> None:  # fmt: skip
     """Each admitted job has one place in the pool, in the order of its tenant's decisions."""
-    places = list(recording.of_type("pool-inputs", ENQUEUED))
-    jobs = [e.data["job_id"] for e in places]
+    places = [(entry, job) for entry in recording.of_type("pool-inputs", ENQUEUED) for job in entry.data["jobs"]]
+    jobs = [job["job_id"] for _, job in places]
     findings.claim("lost", "admitted jobs without a place in the pool", admitted - set(jobs))
     findings.claim("doubled", "places of jobs that were not admitted", set(jobs) - admitted)
     findings.claim("doubled", "jobs with two places", repeated(jobs))
-    foreign = [e.where for e in places if (d := decisions.get(e.data["job_id"])) and e.tenant != d.tenant]
+    foreign = [e.where for e, job in places if (d := decisions.get(job["job_id"])) and e.tenant != d.tenant]
     findings.claim("crossing", "places under another tenant", foreign)
     astray = []
-    for entry in places:
-        ref, request = entry.data["request"], requests.get(entry.data["job_id"])
-        place = (ref["topic"], ref["partition"], ref["offset"])
+    for entry, job in places:
+        request = requests.get(job["job_id"])
+        place = (entry.data["topic"], entry.data["partition"], job["offset"])
         if request is not None and place != (request.topic, request.partition, request.offset):
             astray.append(entry.where)
     findings.claim("crossing", "places that point to another request", astray)
-    by_root: dict[str, list[str]] = defaultdict(list)
-    for entry in places:
-        by_root[entry.data["root_tenant"]].append(entry.data["job_id"])
+    by_tenant: dict[str, list[str]] = defaultdict(list)
+    for entry, job in places:
+        by_tenant[entry.tenant].append(job["job_id"])
     order: dict[str, list[str]] = defaultdict(list)
     for entry in recording.of_type("job-decisions", DECIDED):
         if entry.data["admitted"]:
-            order[(entry.key or b"").decode()].append(entry.data["job_id"])
-    turned = [root for root in order if _common(order[root], by_root[root]) != _common(by_root[root], order[root])]
+            order[entry.tenant].append(entry.data["job_id"])
+    turned = [one for one in order if _common(order[one], by_tenant[one]) != _common(by_tenant[one], order[one])]
     findings.claim("order", "tenants whose jobs enter the pool in another order", turned)
 
 

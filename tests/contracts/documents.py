@@ -71,7 +71,8 @@ def _of(schema: dict[str, Json], definitions: dict[str, Json]) -> st.SearchStrat
         case "string":
             return _text(schema)
         case "array":
-            return st.lists(_of(schema["items"], definitions), max_size=min(4, schema.get("maxItems", 4)))
+            least, most = schema.get("minItems", 0), schema.get("maxItems", 4)
+            return st.lists(_of(schema["items"], definitions), min_size=least, max_size=max(least, min(4, most)))
         case "object":
             return _object(schema, definitions)
     raise AssertionError(f"no strategy for {schema}")

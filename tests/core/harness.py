@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from settler_streams.core.fold import CLOCK_KEY, Emit, FoldClock, FoldLogic, Outcome, Record, State
 from settler_streams.errors import RecordError
 from settler_streams.events import Part, envelope
@@ -83,9 +85,11 @@ class Fold:
             return ()
         settled = self.logic.settle()
         self.state.apply(outcome.changes)
-        self.state.apply(settled)
+        self.state.apply(settled.changes)
         self.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
         self.state.merge()
+        assert all(emit.event_id for emit in settled.emits), "what a step has led to has no record to be named after"
+        outcome = msgspec.structs.replace(outcome, emits=outcome.emits + settled.emits)
         ids = [emit.event_id or derived_id(record.event.id, emit.suffix) for emit in outcome.emits]
         assert len(ids) == len(set(ids)), "two outputs of one record share an id"
         self.outcomes.append(outcome)

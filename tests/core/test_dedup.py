@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from settler_streams.core import dedup
 from settler_streams.core.dedup import SEEN_WINDOW_MS, SeenIds, SeenWindow
-from settler_streams.core.fold import NOTHING, FoldClock, FoldLogic
+from settler_streams.core.fold import NOTHING, FoldClock, FoldLogic, Outcome
 from settler_streams.errors import RecordError
 from settler_streams.events import ClockTick
 from tests.core.harness import Fold, uid
@@ -30,7 +30,7 @@ class Remembering(FoldLogic):
         return NOTHING
 
     def settle(self):
-        return self.seen.settle()
+        return Outcome(self.seen.settle())
 
 
 def send(fold, number, source="/a"):
@@ -105,7 +105,7 @@ def test_the_ids_of_a_step_are_stored_together_and_go_together(monkeypatch):
     fold = Fold(Remembering)
     for number in range(10):
         fold.logic.decide(fold.record(ClockTick(role="event"), event_id=uid(f"e{number}")), fold.now_ms + number)
-    fold.state.apply(fold.logic.settle())
+    fold.state.apply(fold.logic.settle().changes)
     fold.state.merge()
     assert [len(value.entries) for value in fold.state.values()] == [4, 4, 2]
     twin = Fold(Remembering)
@@ -113,5 +113,5 @@ def test_the_ids_of_a_step_are_stored_together_and_go_together(monkeypatch):
     assert remembered(twin) == [uid(f"e{number}") for number in range(10)]
     for one in (fold, twin):
         one.logic.seen.forget(fold.now_ms + 4 + SEEN_WINDOW_MS)
-        assert one.logic.settle() == {"seen/0000000000000000": None}
+        assert one.logic.settle().changes == {"seen/0000000000000000": None}
         assert remembered(one) == [uid(f"e{number}") for number in range(5, 10)]

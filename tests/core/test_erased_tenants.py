@@ -18,6 +18,7 @@ from settler_streams.errors import ConflictError
 from settler_streams.events import (
     AttemptFinished,
     ClockTick,
+    EnqueuedJob,
     ExecutorHeartbeat,
     ExecutorJoined,
     FlagAction,
@@ -28,9 +29,9 @@ from settler_streams.events import (
     JobCancelRequested,
     JobDecided,
     JobDispatched,
-    JobEnqueued,
     JobFinished,
     JobRequested,
+    JobsEnqueued,
     JobStatus,
     MatchRules,
     PoolCancelRequested,
@@ -129,10 +130,11 @@ def lived_in_admission(fold):
 
 
 def arrival(job, root):
-    return JobEnqueued(
-        job_id=job, root_tenant=root, kind="reconciliation", priority=QueuePriority.NORMAL, estimated_cost_us=1_000,
-        requested_at_ms=5, request=REF,
+    entering = EnqueuedJob(
+        job_id=job, kind="reconciliation", priority=QueuePriority.NORMAL, estimated_cost_us=1_000, requested_at_ms=5,
+        offset=REF.offset,
     )  # fmt: skip
+    return JobsEnqueued(root_tenant=root, topic=REF.topic, partition=REF.partition, jobs=(entering,))
 
 
 def lived_in_scheduler(fold):

@@ -15,6 +15,7 @@ from settler_streams.core.scheduler import ATTEMPTS_MAX, LEASE_MS, RETRIED_REASO
 from settler_streams.events import (
     AttemptFinished,
     ClockTick,
+    EnqueuedJob,
     ExecutorDraining,
     ExecutorHeartbeat,
     ExecutorJoined,
@@ -23,6 +24,7 @@ from settler_streams.events import (
     JobDispatched,
     JobEnqueued,
     JobFinished,
+    JobsEnqueued,
     JobStatus,
     PoolCancelRequested,
     QueuePriority,
@@ -51,16 +53,20 @@ def weigh(version=1, weight=1, *, enterprise=False, max_running=4):
     return TenantWeighted(weight=weight, enterprise=enterprise, max_running=max_running, version=version)
 
 
-def arrival(job, priority=QueuePriority.NORMAL, cost_us=1_000):
-    return JobEnqueued(
-        job_id=job,
-        root_tenant=uid("root"),
-        kind="reconciliation",
-        priority=priority,
-        estimated_cost_us=cost_us,
-        requested_at_ms=5,
-        request=REF,
-    )
+def arrival(*jobs, priority=QueuePriority.NORMAL, cost_us=1_000):
+    """Jobs of one tenant, as a step of admission lets them in."""
+    entering = [
+        EnqueuedJob(
+            job_id=job,
+            kind="reconciliation",
+            priority=priority,
+            estimated_cost_us=cost_us,
+            requested_at_ms=5,
+            offset=REF.offset + place,
+        )
+        for place, job in enumerate(jobs)
+    ]
+    return JobsEnqueued(root_tenant=uid("root"), topic=REF.topic, partition=REF.partition, jobs=tuple(entering))
 
 
 def report(job, attempt=1, status=JobStatus.SUCCEEDED, reason=None, worker_us=1_000, by=None):
@@ -115,13 +121,12 @@ class Pool:
     def take(self, record, now_ms):  # noqa: C901 - one case for each event of the log
         """Follow one input. Returns the ends it must lead to: (job, status, attempt)."""
         match record.event.data:
-            case JobEnqueued() as job if (
-                self.jobs.get(job.job_id, [record.event.tenantid])[0] != record.event.tenantid
-                and record.event.tenantid in self.contracts
-            ):
-                self.taken = [job.job_id]
-            case JobEnqueued() as job if job.job_id not in self.jobs and record.event.tenantid in self.contracts:
-                self.jobs[job.job_id] = [record.event.tenantid, 0, 0]
+            case JobsEnqueued() as enqueued if record.event.tenantid in self.contracts:
+                for job in enqueued.jobs:
+                    if self.jobs.get(job.job_id, [record.event.tenantid])[0] != record.event.tenantid:
+                        self.taken.append(job.job_id)
+                    elif job.job_id not in self.jobs:
+                        self.jobs[job.job_id] = [record.event.tenantid, 0, 0]
             case TenantWeighted() as weighted:
                 if weighted.version > self.contracts.get(record.event.tenantid, (0, 0))[0]:
                     self.contracts[record.event.tenantid] = (weighted.version, weighted.max_running)
@@ -218,14 +223,15 @@ class Pool:
 
 
 jobs = st.integers(0, 14)
+arriving = st.lists(jobs, min_size=1, max_size=4, unique=True)
 tenants = st.sampled_from(TENANTS)
 executors = st.sampled_from(EXECUTORS)
 operations = st.lists(
     st.one_of(
         st.tuples(
-            st.just("enqueue"), tenants, jobs, st.sampled_from(QueuePriority), st.sampled_from([1, 10**6, 10**12])
+            st.just("enqueue"), tenants, arriving, st.sampled_from(QueuePriority), st.sampled_from([1, 10**6, 10**12])
         ),
-        st.tuples(st.just("enqueue"), tenants, jobs, st.sampled_from(QueuePriority), st.sampled_from([1, 10**6])),
+        st.tuples(st.just("enqueue"), tenants, arriving, st.sampled_from(QueuePriority), st.sampled_from([1, 10**6])),
         st.tuples(st.just("weigh"), tenants, st.integers(1, 5), st.integers(1, 10), st.booleans(), st.integers(1, 3)),
         st.tuples(st.just("join"), executors, st.integers(1, 6), st.integers(1, 3)),
         st.tuples(st.just("beat"), executors, st.integers(1, 6), st.booleans()),
@@ -257,8 +263,9 @@ operations = st.lists(
 
 def record_of(fold, operation, pool):
     match operation:
-        case ("enqueue", tenant, number, priority, cost_us):
-            return fold.record(arrival(uid(f"j{number}"), priority, cost_us), tenant)
+        case ("enqueue", tenant, numbers, priority, cost_us):
+            entering = [uid(f"j{number}") for number in numbers]
+            return fold.record(arrival(*entering, priority=priority, cost_us=cost_us), tenant)
         case ("weigh", tenant, version, weight, enterprise, max_running):
             return fold.record(weigh(version, weight, enterprise=enterprise, max_running=max_running), tenant)
         case ("join", executor, number, slots):
@@ -311,8 +318,8 @@ def test_whatever_executors_do_each_job_ends_once_and_restarts_change_nothing(we
         emits = fold.fold(record)
         is_dead = bool(fold.dead) and fold.dead[-1][0] == record.offset
         ends = [] if is_dead else pool.take(record, fold.now_ms)
-        if isinstance(record.event.data, JobEnqueued) and not is_dead:
-            arrived[record.event.data.job_id] += 1
+        if isinstance(record.event.data, JobsEnqueued) and not is_dead:
+            arrived.update(job.job_id for job in record.event.data.jobs)
         pool.check(emits, ends, fold.now_ms)
         restarted.fold(record)
         if not is_dead:
@@ -631,11 +638,55 @@ def test_any_measurement_that_an_event_can_hold_can_be_stored():
         fold.restart()
 
 
-def test_the_trace_of_a_request_follows_its_job():
+def traced(entering, trace):
+    jobs = [msgspec.structs.replace(job, traceparent=trace) for job in entering.jobs]
+    return msgspec.structs.replace(entering, jobs=tuple(jobs))
+
+
+def alone(job):
+    """One job, as earlier versions have published it."""
+    return JobEnqueued(
+        job_id=job,
+        root_tenant=uid("root"),
+        kind="reconciliation",
+        priority=QueuePriority.NORMAL,
+        estimated_cost_us=1_000,
+        requested_at_ms=5,
+        request=REF,
+    )
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_the_trace_of_a_request_follows_its_job(by_itself):
     fold = ready("x1")
-    record = fold.record(arrival(uid("j")), TENANTS[0])
-    traced = type(record)(record.topic, record.partition, record.offset, record.key, record.event, b"00-trace-01")
-    (sent,) = fold.fold(traced)
+    entering = alone(uid("j")) if by_itself else traced(arrival(uid("j")), "00-trace-01")
+    record = fold.record(entering, TENANTS[0])
+    (sent,) = fold.fold(msgspec.structs.replace(record, traceparent=b"00-trace-01" if by_itself else b"00-step-01"))
     fold.restart()
     (ended,) = fold.feed(report(uid("j")), TENANTS[0])
     assert sent.traceparent == ended.traceparent == b"00-trace-01"
+
+
+def test_a_job_by_itself_enters_as_one_of_many_does():
+    one, other = ready("x1"), ready("x1")
+    assert one.feed(alone(uid("j")), TENANTS[0]) == other.feed(arrival(uid("j")), TENANTS[0])
+    assert one.stored() == other.stored()
+
+
+def test_jobs_that_enter_together_take_their_turns_in_order_each_with_the_place_of_its_request():
+    fold = ready()
+    names = [uid(f"j{number}") for number in range(3)]
+    fold.feed(arrival(*names), TENANTS[0])
+    sent = dispatched(fold.feed(join("x1", slots=3)))
+    assert [one.job_id for one in sent] == names
+    assert [one.request.offset for one in sent] == [REF.offset, REF.offset + 1, REF.offset + 2]
+
+
+@pytest.mark.parametrize("entering", [("a", "j"), ("a", "a")], ids=["in the pool", "twice"])
+def test_of_jobs_that_enter_together_a_repeated_one_lets_none_in(entering):
+    fold = ready()
+    fold.feed(arrival(uid("j")), TENANTS[0])
+    before = fold.stored()
+    fold.feed(arrival(*map(uid, entering)), TENANTS[0])
+    assert fold.reasons() == ["duplicate-job"]
+    assert fold.stored() == before

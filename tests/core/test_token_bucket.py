@@ -19,7 +19,6 @@ from settler_streams.core.token_bucket import (
     is_full,
     take,
     take_all,
-    take_one,
 )
 from settler_streams.errors import ConfigurationError, InvalidRequestError
 
@@ -195,11 +194,3 @@ def test_an_empty_or_uneven_chain_is_refused():
 def test_a_bucket_survives_its_encoding():
     bucket = Bucket(123_456_789, START_MS)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(bucket), type=Bucket) == bucket
-
-
-@given(policies(), st.integers(0, 10**12), st.integers(-(10**6), 10**6))
-def test_one_token_is_taken_as_by_take(policy, level, elapsed_ms):
-    bucket = Bucket(min(level, policy.burst * UNITS_PER_TOKEN), 10**6)
-    after, verdict = take(bucket, policy, 1, 10**6 + elapsed_ms)
-    taken = take_one(bucket, policy.capacity(), policy.refill_per_ms(), 10**6 + elapsed_ms)
-    assert taken == (after if verdict.allowed else None)

@@ -7,18 +7,19 @@ decision, and counter by counter at the end. The life of a job is followed throu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from settler_streams.core.quotas import Usage, month_bounds
 from settler_streams.events import (
     ClockTick,
+    EnqueuedJob,
     Envelope,
     FlagState,
     JobDecided,
     JobDispatched,
-    JobEnqueued,
     JobFinished,
     JobRequested,
+    JobsEnqueued,
     Part,
     QueuePriority,
     QuotaType,
@@ -146,7 +147,9 @@ class JobBooks:
     def __init__(self, log: CommittedLog, report: Report) -> None:
         self._report = report
         self._decided = log.events("job-decisions", JobDecided)
-        self._enqueued = log.events("pool-inputs", JobEnqueued)
+        self._enqueued = [
+            (job, event.tenantid) for event in log.events("pool-inputs", JobsEnqueued) for job in _jobs(event.data)
+        ]
         self._dispatched = log.events("job-dispatches", JobDispatched)
         self._finished = log.events("job-results", JobFinished)
         self.decisions: dict[str, list[Envelope[Part]]] = {}
@@ -156,20 +159,20 @@ class JobBooks:
     def check(self) -> None:
         """Nothing lost, nothing doubled, nothing under another tenant, nobody overtaken by his own later job."""
         admitted = {e.data.job_id: e.tenantid for e in self._decided if e.data.admitted}  # type: ignore[attr-defined]
-        self._check_once("enqueued", admitted, self._enqueued)
-        self._check_once("finished", admitted, self._finished)
+        self._check_once("enqueued", admitted, [(job.job_id, tenant) for job, tenant in self._enqueued])
+        finished = [(e.data.job_id, e.tenantid) for e in self._finished]  # type: ignore[attr-defined]
+        self._check_once("finished", admitted, finished)
         self._check_attempts(admitted)
         self._check_turns()
 
-    def _check_once(self, what: str, admitted: dict[str, TenantId], events: Iterable[Envelope[Part]]) -> None:
-        times = Counter(event.data.job_id for event in events)  # type: ignore[attr-defined]
+    def _check_once(self, what: str, admitted: dict[str, TenantId], jobs: list[tuple[str, TenantId]]) -> None:
+        times = Counter(job_id for job_id, _ in jobs)
         for job_id in admitted.keys() | times.keys():
             if times[job_id] != 1 or job_id not in admitted:
                 self._report(f"job {job_id} was {what} {times[job_id]} times; admitted: {job_id in admitted}")
-        for event in events:
-            job_id = event.data.job_id  # type: ignore[attr-defined]
-            if event.tenantid != admitted.get(job_id):
-                self._report(f"job {job_id} of {admitted.get(job_id)} was {what} for {event.tenantid}")
+        for job_id, tenant in jobs:
+            if tenant != admitted.get(job_id):
+                self._report(f"job {job_id} of {admitted.get(job_id)} was {what} for {tenant}")
 
     def _check_attempts(self, admitted: dict[str, TenantId]) -> None:
         attempts: dict[str, int] = {}
@@ -184,8 +187,8 @@ class JobBooks:
 
     def _check_turns(self) -> None:
         """A tenant's jobs of equal priority get their first turn in the order in which they were enqueued."""
-        places = {e.data.job_id: place for place, e in enumerate(self._enqueued)}  # type: ignore[attr-defined]
-        priorities = {e.data.job_id: e.data.priority for e in self._enqueued}  # type: ignore[attr-defined]
+        places = {job.job_id: place for place, (job, _) in enumerate(self._enqueued)}
+        priorities = {job.job_id: job.priority for job, _ in self._enqueued}
         last: dict[tuple[TenantId, QueuePriority], int] = {}
         for event in self._dispatched:
             job = event.data
@@ -195,6 +198,11 @@ class JobBooks:
                 if places[job.job_id] < last.get(line, -1):
                     self._report(f"job {job.job_id} of {event.tenantid} was overtaken by a later one")
                 last[line] = places[job.job_id]
+
+
+def _jobs(body: Part) -> tuple[EnqueuedJob, ...]:
+    assert isinstance(body, JobsEnqueued)
+    return body.jobs
 
 
 def check_homes(log: CommittedLog, report: Report) -> None:

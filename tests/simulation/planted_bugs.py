@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from settler_streams.core import quotas
+from settler_streams.core.accounts import Account
 from settler_streams.core.dedup import SeenWindow
 from settler_streams.core.leases import Roster
 from settler_streams.errors import UnavailableError
@@ -168,12 +169,13 @@ def an_output_doubled(patch: Patch) -> None:
 
 @mutant
 def an_output_under_another_tenant(patch: Patch) -> None:
-    encode, now = Step._encode, _every(50)
+    publish, now = Step.publish, _every(50)
 
-    def leaking(self: Step, data: Any, event_id: str, tenant: Any, subject: Any) -> bytes:
-        return encode(self, data, event_id, PLATFORM if now() else tenant, subject)
+    def leaking(self: Step, outcome: Any) -> None:
+        emits = [replace(emit, tenant=PLATFORM) if now() else emit for emit in outcome.emits]
+        publish(self, replace(outcome, emits=tuple(emits)))
 
-    patch.setattr(Step, "_encode", leaking)
+    patch.setattr(Step, "publish", leaking)
 
 
 @mutant
@@ -294,7 +296,7 @@ def a_repeated_request_decided_again(patch: Patch) -> None:
 
 @mutant
 def a_reservation_that_is_never_released(patch: Patch) -> None:
-    patch.setattr(quotas, "release", lambda usage: usage)
+    patch.setattr(Account, "release", lambda _account: None)
 
 
 @mutant

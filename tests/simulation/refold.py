@@ -72,7 +72,7 @@ class Refold:
             assert isinstance(journal, StepJournal)
             for run in journal.runs:
                 self._read(run)
-            self._put(self._logic.settle())
+            self._apply(None, self._logic.settle())
             if journal.now_ms != self.now_ms:
                 self.report(f"{self.fold_id}: a step took {journal.now_ms} for now, the records say {self.now_ms}")
         self._compare_outputs()
@@ -117,7 +117,7 @@ class Refold:
             self._expect(topic, home, raw.key, raw.value)
         return None
 
-    def _apply(self, record: Record, outcome: Outcome) -> None:
+    def _apply(self, record: Record | None, outcome: Outcome) -> None:
         self._put(outcome.changes)
         for emit in outcome.emits:
             self._expect_event(record, emit)
@@ -129,8 +129,8 @@ class Refold:
             else:
                 self.state[key] = value
 
-    def _expect_event(self, record: Record, emit: Emit) -> None:
-        event_id = emit.event_id or derived_id(record.event.id, emit.suffix)
+    def _expect_event(self, record: Record | None, emit: Emit) -> None:
+        event_id = emit.event_id or derived_id(record.event.id if record is not None else "", emit.suffix)
         time = dt.datetime.fromtimestamp(self.now_ms / 1000, dt.UTC)
         source = f"/{DEPLOYMENT}/{self.role}"
         event = envelope(

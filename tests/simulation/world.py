@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from settler_streams.errors import FencedError, UnavailableError
-from settler_streams.events import ClockTick, encode, envelope
+from settler_streams.events import ClockTick, JobsEnqueued, decode, encode, envelope
 from settler_streams.ids import PLATFORM
 from settler_streams.runtime.routing import Router
 from settler_streams.runtime.session import FoldSpec
@@ -287,7 +287,9 @@ class World:
 
     def _enqueued(self) -> int:
         entries = self.broker.topics[self.name("pool-inputs")].partitions[0].committed_entries()
-        return sum(1 for entry in entries if b'"type":"settler.job.enqueued.v1"' in (entry.record.value or b""))
+        values = [entry.record.value or b"" for entry in entries]
+        found = [decode(value).data for value in values if b'"type":"settler.pool.jobs-enqueued.v1"' in value]
+        return sum(len(body.jobs) for body in found if isinstance(body, JobsEnqueued))
 
     def _all_requests_are_consumed(self) -> bool:
         return all(

@@ -231,8 +231,9 @@ class Metrics:
             metric.remove_by_labels({_TENANT: tenant})
 
     def _forget_quotas(self, tenant: TenantId) -> None:
-        for metric in (self.quota_usage, self.quota_limit):
-            metric.remove_by_labels({_TENANT: tenant})
+        for quota in QuotaType:  # by `remove_by_labels` every series would be looked at, for each tenant that goes
+            self.quota_usage.remove(tenant, quota.value)
+            self.quota_limit.remove(tenant, quota.value)
 
     def _forget_noisy(self, tenant: TenantId) -> None:
         self.noisy_ratio.remove_by_labels({_TENANT: tenant})

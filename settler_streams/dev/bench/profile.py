@@ -94,7 +94,6 @@ PLACES = [
     Place("overlay: merge", Overlay, "merge"),
     Place("publish: route, headers", step.Step, "publish"),
     Place("publish: derived ids", step, "derived_id"),
-    Place("publish: encode", step.Step, "_encode"),
     Place("metrics", Observation, "published"),
     Place("metrics", Observation, "committed"),
     Place("changelog: encode", step.Step, "_add_changelog"),
