@@ -30,8 +30,7 @@ class Account(msgspec.Struct, gc=False):
     """One level of a tenant's chain (the tenant itself, a parent, the root). The fields up to ``changed_in`` are those
     of :class:`Usage`, the bucket's two among them.
 
-    ``touched`` is for whoever stores accounts. As long as ``running`` lies from ``quiet_from`` up to and without
-    ``quiet_below``, and ``month_jobs`` below ``month_quiet_below``, no job can reach a threshold or fall below one.
+    ``touched`` is for whoever stores accounts. The last three are the bounds of :meth:`is_quiet`; 0 knows nothing.
     """
 
     tenant_id: TenantId
@@ -54,8 +53,20 @@ class Account(msgspec.Struct, gc=False):
     @classmethod
     def of(cls, tenant_id: TenantId, limits: Limits, usage: Usage) -> Account:
         """The account of a tenant that has used this."""
-        bucket, *used = msgspec.structs.astuple(usage)
-        return cls(tenant_id, limits, bucket.level, bucket.updated_ms, *used)
+        return cls(
+            tenant_id=tenant_id,
+            limits=limits,
+            units=usage.bucket.level,
+            updated_ms=usage.bucket.updated_ms,
+            running=usage.running,
+            month_start_ms=usage.month_start_ms,
+            month_jobs=usage.month_jobs,
+            storage_bytes=usage.storage_bytes,
+            domains=usage.domains,
+            requests=usage.requests,
+            signalled=usage.signalled,
+            changed_in=usage.changed_in,
+        )
 
     def usage(self) -> Usage:
         """What is stored of it."""
@@ -112,6 +123,13 @@ class Account(msgspec.Struct, gc=False):
             raise ValueError("a job finished that holds no reservation")
         self.running -= 1
 
+    def is_quiet(self) -> bool:
+        """Whether :meth:`crossed_thresholds` has nothing to say, by what it has found out when it was last asked.
+
+        Whatever else changes than the number of jobs, it is asked at once or a bound is taken back.
+        """
+        return self.quiet_from <= self.running < self.quiet_below and self.month_jobs < self.month_quiet_below
+
     def crossed_thresholds(self) -> list[QuotaThreshold]:
         """The thresholds newly reached, each told once; one is armed again when use has fallen below the lowest."""
         reached: list[QuotaThreshold] = []
@@ -167,7 +185,7 @@ def admit(accounts: Sequence[Account], month: tuple[int, int], now_ms: int) -> R
                 units < UNITS_PER_TOKEN
                 or account.running >= limits.concurrent
                 or (account.month_jobs >= limits.monthly and account.jobs_in(month_start_ms) >= limits.monthly)
-            ):
+            ):  # the month's count is of an earlier month now and then, so the first look at it is not the last
                 return _refusal(accounts, month, now_ms)
             left.append(units - UNITS_PER_TOKEN)
         for account, units in zip(accounts, left, strict=True):

@@ -150,7 +150,7 @@ class Admission(FoldLogic):
     def settle(self) -> Outcome:
         """What a step has used, the jobs it has admitted and seen end, and the ids it has remembered."""
         jobs, self._touched_jobs = self._touched_jobs, {}
-        return Outcome({**self._standings.settle(), **jobs, **self._seen.settle()}, self._places.take())
+        return Outcome({**self._standings.settle(), **jobs, **self._seen.settle()}, self._places.take_all())
 
     def _check_owner(self, record: Record) -> None:
         """The open job of this request's id has to be the same one.
@@ -188,11 +188,7 @@ class Admission(FoldLogic):
         for account in accounts:
             if not account.touched:
                 self._standings.touch(account)
-            if (
-                account.running >= account.quiet_below
-                or account.running < account.quiet_from
-                or account.month_jobs >= account.month_quiet_below
-            ):
+            if not account.is_quiet():
                 signals += self._signals(account, root)
         return signals
 
@@ -285,7 +281,7 @@ class Admission(FoldLogic):
         self._erased.add(tenant_id)
         changes: dict[str, Value | None] = dict.fromkeys(gone, None)
         changes[f"erased/{tenant_id}"] = Erased(erased.version)
-        return Outcome(changes, (*self._places.take(), *passed_on(record, erased, self._policy.pools)))
+        return Outcome(changes, (*self._places.take(tenant_id), *passed_on(record, erased, self._policy.pools)))
 
     def _late(self, record: Record, now_ms: int) -> Outcome:
         """What still comes of an erased tenant. A request is refused, each time it comes, as that of no tenant; its
@@ -327,7 +323,7 @@ class Admission(FoldLogic):
         body = PoolCancelRequested(job_id=cancel.job_id, reason=cancel.reason)
         tenant, key, pool = record.event.tenantid, record.key, self._places.pool_of(record.key)
         told = Emit("pool-inputs", body, tenant, key, "cancel", cancel.job_id, partition=pool)
-        return Outcome({}, (*self._places.take(), told))
+        return Outcome({}, (*self._places.take(tenant), told))
 
     def _tick(self, now_ms: int) -> Outcome:
         """Once a second: report the usage of tenants that were active since the last tick."""

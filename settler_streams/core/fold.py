@@ -59,11 +59,15 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     traceparent: bytes | None = None
 
 
+NO_TRACE = b""
+"""Of an event that belongs to no trace, whatever its input belongs to."""
+
+
 class Emit(msgspec.Struct, frozen=True, gc=False):
     """One event to publish. ``key`` is the root tenant (or state key); ``partition`` is given where the topic wants it.
 
     The id is derived from the input's id and ``suffix``: the same input always yields the same outputs. ``traceparent``
-    is that of the input unless another one is given.
+    is that of the input unless another one is given, or :data:`NO_TRACE`.
     """
 
     topic: str

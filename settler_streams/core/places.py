@@ -1,19 +1,31 @@
 """Places: the admitted jobs of a step on their way to their worker pools, those of one tenant in one event.
 
-A pool turns no two tenants' jobs by their arrival, only each tenant's own, and their order is kept. Whatever else is
-said to a pool has to come behind what was admitted before it, so it begins with :meth:`Places.take`.
+Tenants take turns by weight and not by arrival, so only the order of each tenant's own jobs counts, and it is kept. Of
+what else is said to a pool, a cancellation or an erasure has to come behind the jobs that it is about: it begins with
+:meth:`Places.take`. A new weight may come before them.
 """
 
 from __future__ import annotations
 
-from settler_streams.core.fold import Emit, Record
+from typing import NamedTuple
+
+from settler_streams.core.fold import NO_TRACE, Emit, Record
 from settler_streams.events import EnqueuedJob, JobRequested, JobsEnqueued
 from settler_streams.ids import TenantId, derived_id, partition_of
 
 JOBS_MAX = 500
-"""Jobs in one event at most, as its schema says: a tenth of what a record may hold."""
+"""Jobs in one event at most, as its schema says: 90 to 240 kB, where a record may hold a mebibyte."""
 DEFAULT_COST_US = 200_000
 """Estimated worker time of a job whose producer gave no estimate; corrected by what it really took."""
+
+
+class _Waiting(NamedTuple):
+    """One tenant's jobs, and where their requests lie; not the requests, which may hold a mebibyte each."""
+
+    root: str
+    topic: str
+    partition: int
+    jobs: list[EnqueuedJob]
 
 
 class Places:
@@ -21,8 +33,7 @@ class Places:
 
     def __init__(self, pools: int) -> None:
         self._pools = pools
-        self._waiting: dict[TenantId, tuple[Record, list[EnqueuedJob]]] = {}
-        """By tenant: the first request, and all of their jobs."""
+        self._waiting: dict[TenantId, _Waiting] = {}
 
     def pool_of(self, root: str) -> int:
         """A root tenant and its children share one pool, for good: a job and its cancellation meet there."""
@@ -33,8 +44,8 @@ class Places:
         tenant, trace = record.event.tenantid, record.traceparent
         waiting = self._waiting.get(tenant)
         if waiting is None:
-            waiting = self._waiting[tenant] = record, []
-        jobs = waiting[1]
+            waiting = self._waiting[tenant] = _Waiting(record.key, record.topic, record.partition, [])
+        jobs = waiting.jobs
         jobs.append(
             EnqueuedJob(
                 job_id=record.event.id,
@@ -46,25 +57,29 @@ class Places:
                 traceparent=trace.decode() if trace is not None else None,
             )
         )
-        return () if len(jobs) < JOBS_MAX else (self._enqueued(*self._waiting.pop(tenant)),)
+        return () if len(jobs) < JOBS_MAX else self.take(tenant)
 
-    def take(self) -> tuple[Emit, ...]:
-        """Everything that still waits."""
+    def take(self, tenant: TenantId) -> tuple[Emit, ...]:
+        """What still waits of this tenant."""
+        waiting = self._waiting.pop(tenant, None)
+        return (self._enqueued(tenant, waiting),) if waiting is not None else ()
+
+    def take_all(self) -> tuple[Emit, ...]:
+        """What still waits of every tenant."""
         if not self._waiting:
             return ()
         waiting, self._waiting = self._waiting, {}
-        return tuple(self._enqueued(first, jobs) for first, jobs in waiting.values())
+        return tuple(self._enqueued(tenant, one) for tenant, one in waiting.items())
 
-    def _enqueued(self, first: Record, jobs: list[EnqueuedJob]) -> Emit:
-        root, job_id = first.key, first.event.id
-        body = JobsEnqueued(root_tenant=root, topic=first.topic, partition=first.partition, jobs=tuple(jobs))
+    def _enqueued(self, tenant: TenantId, waiting: _Waiting) -> Emit:
+        root, topic, partition, jobs = waiting
         return Emit(
             "pool-inputs",
-            body,
-            first.event.tenantid,
+            JobsEnqueued(root_tenant=root, topic=topic, partition=partition, jobs=tuple(jobs)),
+            tenant,
             root,
             "enqueued",
             partition=self.pool_of(root),
-            event_id=derived_id(job_id, "enqueued"),
-            traceparent=first.traceparent,
+            event_id=derived_id(jobs[0].job_id, "enqueued"),
+            traceparent=NO_TRACE,  # each job has its own
         )

@@ -130,10 +130,13 @@ class Scheduler(FoldLogic):
         )
         self._stored = pool or PoolState(self._queue.clock, 0)
         self._new_jobs: dict[JobId, PoolJob] = {}
+        self._now_ms: int | None = None
+        """The clock of the step's last record."""
         self._erased = erased_tenants(state)
 
     def decide(self, record: Record, now_ms: int) -> Outcome:
         """Decide on one record; see :class:`~settler_streams.core.fold.FoldLogic`."""
+        self._now_ms = now_ms
         emits: list[Emit] = []
         match record.event.data:
             case JobsEnqueued() as enqueued:
@@ -143,7 +146,7 @@ class Scheduler(FoldLogic):
             case AttemptFinished() as report:
                 emits += self._reported(record.event.tenantid, report, now_ms)
             case TenantWeighted() as weighted:
-                return self._weighted(record, weighted, now_ms)
+                return self._weighted(record, weighted)
             case TenantErased() as erased:
                 return self._erase(record, erased, now_ms)
             case PoolCancelRequested() as cancel:
@@ -164,7 +167,18 @@ class Scheduler(FoldLogic):
                 self._roster.ticked(now_ms, follows=self._tick[0] == ticker and self._tick[1] > number)
             case other:
                 raise RecordError("misplaced", f"the scheduler has no use for {other.event_type}")
-        emits += self._fill_slots(now_ms)
+        return self._outcome(emits)
+
+    def settle(self) -> Outcome:
+        """Give every free slot to the job whose turn it is. All arrivals of the step are known by now: a tenant's jobs,
+        which come together, do not have the slots before the next one's are in the pool."""
+        if self._now_ms is None:
+            return NOTHING
+        emits = self._fill_slots(self._now_ms)
+        self._now_ms = None
+        return self._outcome(emits)
+
+    def _outcome(self, emits: Sequence[Emit]) -> Outcome:
         changes = self._drain()
         return Outcome(changes, tuple(emits)) if changes or emits else NOTHING
 
@@ -197,7 +211,7 @@ class Scheduler(FoldLogic):
                 self._queue.enqueue(queued, contract.contract)
         return ended
 
-    def _weighted(self, record: Record, weighted: TenantWeighted, now_ms: int) -> Outcome:
+    def _weighted(self, record: Record, weighted: TenantWeighted) -> Outcome:
         """A change of tier, weight or cap holds for the tenant's whole backlog at once."""
         tenant = record.event.tenantid
         key = f"contract/{tenant}"
@@ -206,8 +220,7 @@ class Scheduler(FoldLogic):
             return NOTHING
         contract = Contract(weighted.weight, weighted.enterprise, weighted.max_running)
         self._queue.set_contract(tenant, contract)
-        emits = self._fill_slots(now_ms)
-        return Outcome({**self._drain(), key: TenantContract(weighted.version, contract)}, tuple(emits))
+        return Outcome({**self._drain(), key: TenantContract(weighted.version, contract)})
 
     def _erase(self, record: Record, erased: TenantErased, now_ms: int) -> Outcome:
         """End every job of the tenant, and keep nothing of it. A repetition is answered again, since who asks may have
@@ -223,7 +236,6 @@ class Scheduler(FoldLogic):
                 self._queue.finished(job_id, queued.charged_us)
         self._queue.forget(tenant)
         self._erased.add(tenant)
-        emits += self._fill_slots(now_ms)
         gone: dict[str, Value | None] = {f"contract/{tenant}": None, f"erased/{tenant}": Erased(erased.version)}
         return Outcome({**self._drain(), **gone}, (*emits, forgotten(record, erased, "scheduler", self._partition)))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Generic, Literal, TypeAlias, TypeVar, Union, cast
 
 import msgspec
@@ -169,6 +170,7 @@ Write: TypeAlias = Callable[[D, str, str, TenantId, dt.datetime, str | None], by
 """Body, event id, source, tenant, time, subject; gives the bytes of a record's value."""
 
 
+@cache
 def writer_of(body: type[D]) -> Write[D]:
     """:func:`encode` and :func:`envelope` in one, for whoever writes many events of the type ``body``."""
     struct, encoded = _ENVELOPES[body], _ENCODER.encode

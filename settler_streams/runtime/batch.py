@@ -13,6 +13,9 @@ from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
 from settler_streams.runtime.turns import turn
 
+ORDINARY_BYTES = 512
+"""Of one record: a request that names its record sets, a decision, a result."""
+
 
 class Ownership(Protocol):
     """One ownership of one fold or projection: opened once, closed once, lost after any failure."""
@@ -76,6 +79,12 @@ class Batch:
         return sum(len(raws) for raws in self._records.values())
 
     @property
+    def weight(self) -> int:
+        """How many records of an ordinary size it is worth: one event may hold the jobs of a whole step."""
+        values = (raw.value for raws in self._records.values() for raw in raws)
+        return max(len(self), sum(len(value) for value in values if value) // ORDINARY_BYTES)
+
+    @property
     def logic(self) -> Any:
         """The decisions of this batch's fold, over the state of its session."""
         return self._session.logic
@@ -93,7 +102,7 @@ class Batch:
     @asynccontextmanager
     async def step(self) -> AsyncIterator[Any]:
         """Process the batch: one transaction, committed on leaving, aborted by any exception."""
-        async with turn(0 if self.discarded else len(self)):
+        async with turn(0 if self.discarded else self.weight):
             if self.discarded:  # perhaps while it waited for its turn
                 yield self._session.new_step({})  # not entered: it decodes nothing and sends nothing
                 return

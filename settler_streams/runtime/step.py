@@ -163,7 +163,8 @@ class Step:
         Their ids and trace context follow from the record in hand, unless they have their own; what settling a step has
         led to has.
         """
-        source_id, traceparent = (r.event.id, r.traceparent) if (r := self._record) is not None else ("", None)
+        record = self._record
+        inherited = record.traceparent if record is not None else None
         if self.now_ms != self._time_ms:
             self._time_ms, self._time = self.now_ms, dt.datetime.fromtimestamp(self.now_ms / 1000, dt.UTC)
         targets, source, time = self._targets, self._source, self._time
@@ -171,9 +172,12 @@ class Step:
             data = emit.data
             way = (type(data), emit.topic, emit.key, emit.partition)
             add, key, write, observed = targets.get(way) or self._target(way)
-            event_id = emit.event_id or derived_id(source_id, emit.suffix)
-            trace = emit.traceparent or traceparent
-            headers = _PLAIN if trace is None else [_CONTENT_TYPE, (TRACEPARENT, trace)]
+            event_id = emit.event_id
+            if event_id is None:
+                assert record is not None  # noqa: S101 - what settling has led to follows from no single record
+                event_id = derived_id(record.event.id, emit.suffix)
+            trace = inherited if emit.traceparent is None else emit.traceparent
+            headers = [_CONTENT_TYPE, (TRACEPARENT, trace)] if trace else _PLAIN
             add(key, write(data, event_id, source, emit.tenant, time, emit.subject), headers)
             if observed:
                 self._observation.published(emit)

@@ -83,8 +83,8 @@ class Fold:
         except RecordError as error:
             self.dead.append((record.offset, error))
             return ()
-        settled = self.logic.settle()
         self.state.apply(outcome.changes)
+        settled = self.logic.settle()
         self.state.apply(settled.changes)
         self.state.apply({CLOCK_KEY: FoldClock(self.now_ms)})
         self.state.merge()

@@ -178,8 +178,7 @@ def test_what_is_quiet_has_nothing_to_say(concurrent, monthly, steps):
         for each in (one, watched):
             each.running = running if running >= 0 else each.running
             each.month_jobs += jobs
-        quiet = one.quiet_from <= one.running < one.quiet_below and one.month_jobs < one.month_quiet_below
-        assert (told(watched)) == ([] if quiet else told(one))
+        assert told(watched) == ([] if one.is_quiet() else told(one))
         assert one.signalled == watched.signalled
 
 

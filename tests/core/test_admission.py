@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from settler_streams.core import dedup, places
 from settler_streams.core.admission import Admission, AdmissionPolicy
 from settler_streams.core.dedup import SEEN_WINDOW_MS
+from settler_streams.core.fold import NO_TRACE
 from settler_streams.core.quotas import Reservation, Usage
 from settler_streams.events import (
     ClockTick,
@@ -366,6 +367,7 @@ def test_what_a_step_admits_enters_the_pool_together_each_tenants_jobs_in_order(
     assert [emit.event_id for emit in emits[3:]] == [derived_id(uid(name), "enqueued") for name in "ab"]
     jobs = emits[3].data.jobs
     assert [(job.offset, job.traceparent) for job in jobs] == [(asked[0].offset, None), (asked[2].offset, "00-c-01")]
+    assert {emit.traceparent for emit in emits[3:]} == {NO_TRACE}, "no trace of one for all"
     assert one_step(fold) == [], "once"
 
 
@@ -376,6 +378,16 @@ def test_a_cancellation_comes_behind_the_job_that_its_own_step_has_admitted():
     emits = one_step(fold, asked, cancelled)
     assert [type(emit.data) for emit in emits] == [JobDecided, JobsEnqueued, PoolCancelRequested]
     assert len({(emit.topic, emit.partition) for emit in emits[1:]}) == 1
+
+
+def test_a_cancellation_leaves_the_jobs_of_others_together():
+    fold = known((FLAT, {}), (ROOT, {}))
+    first, second = (fold.record(request(), FLAT, event_id=uid(name)) for name in "ab")
+    asked = fold.record(request(), ROOT, event_id=uid("c"))
+    cancelled = fold.record(JobCancelRequested(job_id=uid("c")), ROOT)
+    emits = one_step(fold, first, asked, cancelled, second)
+    entered = [[job.job_id for job in emit.data.jobs] for emit in emits if isinstance(emit.data, JobsEnqueued)]
+    assert entered == [[uid("c")], [uid("a"), uid("b")]]
 
 
 def test_an_erasure_comes_behind_the_jobs_that_its_own_step_has_admitted():

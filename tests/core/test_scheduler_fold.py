@@ -682,6 +682,21 @@ def test_jobs_that_enter_together_take_their_turns_in_order_each_with_the_place_
     assert [one.request.offset for one in sent] == [REF.offset, REF.offset + 1, REF.offset + 2]
 
 
+def test_tenants_whose_jobs_enter_in_one_step_share_its_slots():
+    """The first one's come in one event, and do not have every free slot before the other's are known."""
+    fold = ready(tenants_=TENANTS[:2])
+    fold.feed(join("x1", slots=4))
+    arrivals = [
+        fold.record(arrival(*(uid(f"{tenant} {number}") for number in range(4))), tenant) for tenant in TENANTS[:2]
+    ]
+    for record in arrivals:
+        outcome = fold.logic.decide(record, fold.now_ms)
+        fold.state.apply(outcome.changes)
+        assert outcome.emits == ()
+    assert Counter(emit.tenant for emit in fold.logic.settle().emits) == dict.fromkeys(TENANTS[:2], 2)
+    assert fold.logic.settle().emits == ()
+
+
 @pytest.mark.parametrize("entering", [("a", "j"), ("a", "a")], ids=["in the pool", "twice"])
 def test_of_jobs_that_enter_together_a_repeated_one_lets_none_in(entering):
     fold = ready()

@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka.structs import TopicPartition
 
 from settler_streams.runtime import runner as runner_module
-from settler_streams.runtime.batch import Batch
+from settler_streams.runtime.batch import ORDINARY_BYTES, Batch
 from settler_streams.runtime.runner import FoldRunner
 from settler_streams.runtime.state import Overlay
 from settler_streams.runtime.step import Records
@@ -52,8 +52,12 @@ class Fetching:
     async def close(self) -> None: ...
 
 
+def record(offset: int, value: bytes | None = b"v") -> SimpleNamespace:
+    return SimpleNamespace(offset=offset, value=value)
+
+
 def records(offset: int) -> Any:
-    return {TP: [offset]}
+    return {TP: [record(offset)]}
 
 
 @asynccontextmanager
@@ -139,12 +143,19 @@ async def test_a_small_batch_waits_for_more_and_what_waits_is_not_lost() -> None
 
 
 async def test_a_large_batch_waits_for_nothing() -> None:
-    session, large = Fetching(), {TP: list(range(LARGE_RECORDS))}
+    session, large = Fetching(), {TP: [record(offset) for offset in range(LARGE_RECORDS)]}
     async with at_work(session, gather_s=3600) as (runner, delivered):
         runner.resume()
         session.answers.put_nowait(large)
         await process(await delivered.get())
         assert session.stepped == [large]
+
+
+async def test_a_batch_weighs_what_its_records_hold_and_never_less_than_one_each() -> None:
+    """A step of admission lets all its jobs into the pool in few records."""
+    many = [record(offset, None) for offset in range(5)]
+    assert Batch(Fetching(), 0, {TP: many}).weight == 5
+    assert Batch(Fetching(), 0, {TP: [record(7, bytes(ORDINARY_BYTES * LARGE_RECORDS))]}).weight == LARGE_RECORDS
 
 
 async def test_a_fold_that_has_been_assigned_to_another_is_not_opened(monkeypatch: Any) -> None:

@@ -130,7 +130,10 @@ class Refold:
                 self.state[key] = value
 
     def _expect_event(self, record: Record | None, emit: Emit) -> None:
-        event_id = emit.event_id or derived_id(record.event.id if record is not None else "", emit.suffix)
+        event_id = emit.event_id
+        if event_id is None:
+            assert record is not None
+            event_id = derived_id(record.event.id, emit.suffix)
         time = dt.datetime.fromtimestamp(self.now_ms / 1000, dt.UTC)
         source = f"/{DEPLOYMENT}/{self.role}"
         event = envelope(
