@@ -24,6 +24,7 @@ from settler_streams.core.erasure import Erased, erased_tenants, forgotten
 from settler_streams.core.fair_queue import FairQueue
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.leases import EndedLease, ExecutorLease, Roster
+from settler_streams.core.pool_jobs import PoolJob, result_of, unattempted_end, with_queued
 from settler_streams.core.pool_values import Contract, Dispatch, PoolClock, QueuedJob, TenantShare
 from settler_streams.errors import RecordError
 from settler_streams.events import (
@@ -40,7 +41,6 @@ from settler_streams.events import (
     JobStatus,
     PoolCancelRequested,
     QueuePriority,
-    RecordRef,
     TenantErased,
     TenantWeighted,
 )
@@ -83,17 +83,6 @@ class Share(Value, frozen=True, array_like=True):
     """Where a tenant stands."""
 
     share: TenantShare
-
-
-class PoolJob(Value, frozen=True, array_like=True):
-    """A waiting or running job, and what its result needs to say."""
-
-    queued: QueuedJob
-    root_tenant: str
-    kind: str
-    request: RecordRef
-    requested_at_ms: int
-    traceparent: bytes | None
 
 
 class Lease(Value, frozen=True, array_like=True):
@@ -202,9 +191,11 @@ class Scheduler(FoldLogic):
             queued = QueuedJob(tenant, job.job_id, _PRIORITY[job.priority], self._arrivals + 1, job.estimated_cost_us)
             pool_job = PoolJob(queued, job.root, job.kind, job.request, job.requested_at_ms, job.traceparent)
             if contract is None:
-                ended.append(_ended(pool_job, JobStatus.CANCELLED, *_ERASED, now_ms))
+                ended.append(unattempted_end(pool_job, JobStatus.CANCELLED, *_ERASED, now_ms))
             elif present[job.job_id] is not None or self._roster.placement(job.job_id) is not None:
-                ended.append(_ended(pool_job, JobStatus.FAILED, "id_taken", "submit it again under another id", now_ms))
+                ended.append(
+                    unattempted_end(pool_job, JobStatus.FAILED, "id_taken", "submit it again under another id", now_ms)
+                )
             else:
                 self._arrivals += 1
                 self._new_jobs[job.job_id] = pool_job
@@ -231,7 +222,7 @@ class Scheduler(FoldLogic):
         jobs = {queued.job_id: queued for queued in self._queue.jobs() if queued.tenant == tenant}
         for job_id, queued in sorted(jobs.items()):
             if (job := self._job(job_id)) is not None:
-                emits.append(_ended(job, JobStatus.CANCELLED, *_ERASED, now_ms))
+                emits.append(unattempted_end(job, JobStatus.CANCELLED, *_ERASED, now_ms))
             if not self._queue.cancel(tenant, job_id):
                 self._queue.finished(job_id, queued.charged_us)
         self._queue.forget(tenant)
@@ -274,14 +265,14 @@ class Scheduler(FoldLogic):
             reason=report.reason,
             detail=report.detail,
         )
-        yield _finished(job, result)
+        yield result_of(job, result)
 
     def _cancel(self, record: Record, cancel: PoolCancelRequested, now_ms: int) -> Iterable[Emit]:
         """A waiting job ends at once; a running one ends with its report, as if nobody had asked."""
         job_id = JobId(cancel.job_id)
         job = self._job(job_id)
         if job is not None and self._queue.cancel(record.event.tenantid, job_id):
-            yield _ended(job, JobStatus.CANCELLED, "cancelled", cancel.reason, now_ms)
+            yield unattempted_end(job, JobStatus.CANCELLED, "cancelled", cancel.reason, now_ms)
 
     def _heartbeat(self, beat: ExecutorHeartbeat, now_ms: int) -> list[Emit]:
         """What it should run and does not, others are given first: it may not be able to read."""
@@ -322,7 +313,7 @@ class Scheduler(FoldLogic):
                 continue
             self._queue.finished(job_id, queued.charged_us)
             detail = f"{ATTEMPTS_MAX} executors were lost while they ran it"
-            emits.append(_ended(job, JobStatus.FAILED, "attempts_exhausted", detail, now_ms))
+            emits.append(unattempted_end(job, JobStatus.FAILED, "attempts_exhausted", detail, now_ms))
         return emits
 
     def _fill_slots(self, now_ms: int) -> list[Emit]:
@@ -367,7 +358,7 @@ class Scheduler(FoldLogic):
         changes: dict[str, Value | None] = {}
         for job_id, queued in changed.jobs.items():
             job = self._job(job_id)
-            changes[f"job/{job_id}"] = _with(job, queued) if job is not None and queued is not None else None
+            changes[f"job/{job_id}"] = with_queued(job, queued) if job is not None and queued is not None else None
         for tenant, share in changed.tenants.items():
             changes[f"share/{tenant}"] = None if share is None else Share(share)
         for executor, lease in self._roster.drain_changes().items():
@@ -377,36 +368,3 @@ class Scheduler(FoldLogic):
             changes["pool/"] = self._stored = state
         self._new_jobs = {}
         return changes
-
-
-def _with(job: PoolJob, queued: QueuedJob) -> PoolJob:
-    return PoolJob(queued, job.root_tenant, job.kind, job.request, job.requested_at_ms, job.traceparent)
-
-
-def _ended(job: PoolJob, status: JobStatus, reason: str, detail: str, now_ms: int) -> Emit:
-    """The result of a job that no attempt has ended."""
-    result = JobFinished(
-        job_id=job.queued.job_id,
-        status=status,
-        attempt=job.queued.attempt,
-        kind=job.kind,
-        requested_at_ms=job.requested_at_ms,
-        finished_at_ms=now_ms,
-        worker_us=0,
-        reason=reason,
-        detail=detail,
-    )
-    return _finished(job, result)
-
-
-def _finished(job: PoolJob, result: JobFinished) -> Emit:
-    return Emit(
-        "job-results",
-        result,
-        TenantId(job.queued.tenant),
-        job.root_tenant,
-        "finished",
-        result.job_id,
-        event_id=derived_id(result.job_id, "finished"),
-        traceparent=job.traceparent,
-    )
