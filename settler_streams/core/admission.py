@@ -173,7 +173,7 @@ class Admission(FoldLogic):
         if flag is None:
             return RejectReason.UNSUPPORTED_KIND
         if (
-            flag in self._flags.named
+            flag in self._flags.named  # else it stands at its default, which costs a call to find out
             and not self._flags.evaluate(flag, standing.members, request.user_id, default=True).enabled
         ):
             return RejectReason.FLAG_DISABLED
@@ -333,9 +333,8 @@ class Admission(FoldLogic):
             tenant = value_of(self._state, f"tenant/{tenant_id}", Tenant)
             if tenant is not None and account is not None:
                 report = self._report(account, now_ms)
-                suffix = (
-                    f"usage/{self._standings.round}/{tenant_id}"  # a tick can be in the log twice, its round cannot
-                )
+                # A tick can be in the log twice, its round cannot.
+                suffix = f"usage/{self._standings.round}/{tenant_id}"
                 emits.append(Emit("tenant-signals", report, tenant_id, tenant.root_id, suffix, tenant_id))
         if not self._standings.changed:
             return Outcome({}, tuple(emits))
