@@ -5,7 +5,7 @@ One instance holds one partition's tenants. Its state, by key prefix:
 =======  ==========================================================================================================
 tenant   what is known of a tenant (from ``tenant-changes``)
 usage    what a tenant and its children have used: bucket, running jobs, this month's count, storage, domains
-job      one admitted, unfinished job: the reservation of a concurrent-job slot at every level of its tenant's chain
+jobs     admitted, unfinished jobs, a few together; see :mod:`settler_streams.core.open_jobs`. ``job`` is one by itself
 seen     ids of requests and usage events already handled, together; see :mod:`settler_streams.core.dedup`
 flag     flag settings that gate job kinds, known ones or a later release's
 reports  the number of the present round of usage reports
@@ -27,8 +27,9 @@ from settler_streams.core.erasure import Erased, erased_tenants, passed_on
 from settler_streams.core.flags import FlagSetting, FlagTable, setting_key, setting_of
 from settler_streams.core.fold import NOTHING, Emit, FoldClock, FoldLogic, Outcome, Record, State, Value, value_of
 from settler_streams.core.job_requests import admission_of, check_paths, refusal_of
+from settler_streams.core.open_jobs import OpenJobs, Reservation, Reservations
 from settler_streams.core.places import Places
-from settler_streams.core.quotas import Limits, Refusal, Reports, Reservation, Tenant, Usage
+from settler_streams.core.quotas import Limits, Refusal, Reports, Tenant, Usage
 from settler_streams.core.standings import Standing, Standings, require_whole
 from settler_streams.errors import RecordError
 from settler_streams.events import (
@@ -74,6 +75,7 @@ class Admission(FoldLogic):
         "clock": FoldClock,
         "tenant": Tenant,
         "usage": Usage,
+        "jobs": Reservations,
         "job": Reservation,
         "seen": SeenIds,
         "flag": FlagSetting,
@@ -85,8 +87,7 @@ class Admission(FoldLogic):
         self._state = state
         self._policy = policy
         self._flags = FlagTable(v for v in state.values() if isinstance(v, FlagSetting))
-        self._jobs = {key[len("job/") :]: v for key, v in state.items() if isinstance(v, Reservation)}
-        self._touched_jobs: dict[str, Value | None] = {}
+        self._jobs = OpenJobs(state)
         self._seen = SeenWindow(state)
         self._places = Places(policy.pools)
         self._standings = Standings(state, policy.tiers)
@@ -128,7 +129,7 @@ class Admission(FoldLogic):
         tenant_id, job_id = event.tenantid, event.id
         check_paths(request)
         standing = self._standings.of(tenant_id, key, now_ms)
-        if job_id in self._jobs:
+        if job_id in self._jobs.by_id:
             self._check_owner(record)
             return NOTHING  # the job is under way: a repeat, however long its id has been forgotten
         if not self._seen.take(record, now_ms):
@@ -139,8 +140,7 @@ class Admission(FoldLogic):
         if standing is None or refusal is not None:
             refused = refusal_of(record, request, refusal or RejectReason.UNKNOWN_TENANT, now_ms)
             return Outcome(_NO_CHANGES, (_decision(refused, tenant_id, key),))
-        self._jobs[job_id] = reservation = Reservation(tenant_id, standing.members, now_ms, event.source)
-        self._touched_jobs["job/" + job_id] = reservation
+        self._jobs.add(record, standing.members)
         admitted = admission_of(record, request, now_ms)
         decided = _decision(admitted, tenant_id, key)
         full = self._places.add(record, request, now_ms)
@@ -149,8 +149,8 @@ class Admission(FoldLogic):
 
     def settle(self) -> Outcome:
         """What a step has used, the jobs it has admitted and seen end, and the ids it has remembered."""
-        jobs, self._touched_jobs = self._touched_jobs, {}
-        return Outcome({**self._standings.settle(), **jobs, **self._seen.settle()}, self._places.take_all())
+        changes = {**self._standings.settle(), **self._jobs.settle(), **self._seen.settle()}
+        return Outcome(changes, self._places.take_all())
 
     def _check_owner(self, record: Record) -> None:
         """The open job of this request's id has to be the same one.
@@ -158,9 +158,9 @@ class Admission(FoldLogic):
         Raises:
             RecordError: ``id-conflict``; the job is another source's or tenant's.
         """
-        reservation = self._jobs[record.event.id]
-        if (reservation.source, reservation.tenant) != (record.event.source, record.event.tenantid):
-            owner = f"{reservation.source!r} for {reservation.tenant}"
+        known = self._jobs.by_id[record.event.id]
+        if (known.source, known.tenant) != (record.event.source, record.event.tenantid):
+            owner = f"{known.source!r} for {known.tenant}"
             raise RecordError("id-conflict", f"the open job {record.event.id} came from {owner}")
 
     def _gate(self, standing: Standing | None, request: JobRequested) -> RejectReason | None:
@@ -178,7 +178,7 @@ class Admission(FoldLogic):
         ):
             return RejectReason.FLAG_DISABLED
         most = self._policy.open_jobs_max
-        if len(self._jobs) >= most or 2 * standing.accounts[-1].running >= most:
+        if len(self._jobs.by_id) >= most or 2 * standing.accounts[-1].running >= most:
             return RejectReason.POOL_FULL  # a root and its children leave half of the places to others
         return None
 
@@ -199,14 +199,13 @@ class Admission(FoldLogic):
             yield Emit("tenant-signals", signal, account.tenant_id, root, suffix, account.tenant_id)
 
     def _finished(self, finished: JobFinished, now_ms: int) -> Outcome:
-        if finished.job_id in self._jobs:  # else a repeated result: the reservation has ended, and ends once
+        if finished.job_id in self._jobs.by_id:  # else a repeated result: the reservation has ended, and ends once
             self._end(finished.job_id, now_ms)
         return NOTHING
 
     def _end(self, job_id: str, now_ms: int) -> None:
         """End a reservation, at every level."""
-        self._touched_jobs["job/" + job_id] = None
-        for member in self._jobs.pop(job_id).chain:
+        for member in self._jobs.end(job_id):
             account = self._standings.account(member, now_ms)
             if account is not None:
                 account.release()
@@ -270,7 +269,7 @@ class Admission(FoldLogic):
         known = self._standings.account(tenant_id, now_ms) is not None
         standing = self._standings.of(tenant_id, record.key, now_ms) if known else None
         gone = [f"tenant/{tenant_id}", f"usage/{tenant_id}", *map(setting_key, self._flags.forget(tenant_id))]
-        for job_id in sorted(job_id for job_id, held in self._jobs.items() if held.tenant == tenant_id):
+        for job_id in self._jobs.of(tenant_id):
             self._end(job_id, now_ms)
         if standing is not None:
             give_back(standing.accounts)
@@ -317,8 +316,8 @@ class Admission(FoldLogic):
         return Outcome({setting_key(setting): setting})
 
     def _cancel_requested(self, record: Record, cancel: JobCancelRequested) -> Outcome:
-        reservation = self._jobs.get(cancel.job_id)
-        if reservation is None or reservation.tenant != record.event.tenantid:
+        held = self._jobs.by_id.get(cancel.job_id)
+        if held is None or held.tenant != record.event.tenantid:
             return NOTHING  # finished, never admitted, or not this tenant's: there is nothing to cancel
         body = PoolCancelRequested(job_id=cancel.job_id, reason=cancel.reason)
         tenant, key, pool = record.event.tenantid, record.key, self._places.pool_of(record.key)

@@ -53,15 +53,6 @@ class Reports(Value, frozen=True, array_like=True):
     rounds: int
 
 
-class Reservation(Value, frozen=True, array_like=True):
-    """An admitted, unfinished job."""
-
-    tenant: TenantId
-    chain: tuple[TenantId, ...]
-    admitted_at_ms: int
-    source: str
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """A tenant's effective limits: its overrides over its tier's defaults.

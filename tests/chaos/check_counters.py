@@ -266,8 +266,9 @@ def _compare_state(books: Books, values: Mapping[str, bytes], findings: Findings
         if key.startswith("usage/"):
             _, running, month, month_jobs, storage, domains, requests, *_ = msgspec.msgpack.decode(value[1:])
             stored[key.removeprefix("usage/")] = (running, month, month_jobs, storage, domains, requests)
-        if key.startswith("job/"):
-            jobs.add(key.removeprefix("job/"))
+        if key.startswith("jobs/"):
+            _, _, _, held = msgspec.msgpack.decode(value[1:])
+            jobs.update(held)
     own = {t: (a.running, a.month, a.month_jobs, a.storage, a.domains, a.requests) for t, a in books.accounts.items()}
     wrong = [
         f"{t}: {stored.get(t)}, not {own.get(t)}" for t in own.keys() | stored.keys() if own.get(t) != stored.get(t)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from settler_streams.core import dedup
 from settler_streams.core.admission import Admission, AdmissionPolicy
 from settler_streams.core.dedup import SEEN_WINDOW_MS
-from settler_streams.core.quotas import Reservation, Usage
+from settler_streams.core.open_jobs import Reservations
+from settler_streams.core.quotas import Usage
 from settler_streams.events import (
     ClockTick,
     FileRecords,
@@ -246,7 +247,8 @@ def answer_of(fold, record, emits):
 
 
 def assert_state_equals(fold, oracle):
-    assert {key for key in fold.state if key.startswith("job/")} == {f"job/{job}" for job in oracle.open}
+    stored = [job for value in fold.state.values() if isinstance(value, Reservations) for job in value.jobs]
+    assert sorted(stored) == sorted(oracle.open), "each open job once"
     for tenant, account in oracle.accounts.items():
         usage = usage_of(fold, tenant)
         assert (usage.running, usage.requests) == (account.running, account.requests)
@@ -336,9 +338,9 @@ def test_an_admission_leads_to_its_decision_and_one_place_that_points_at_the_req
     (job,) = enqueued.data.jobs
     assert (enqueued.data.topic, enqueued.data.partition, job.offset) == ("job-requests", 0, record.offset)
     assert job.estimated_cost_us == 200_000
-    reservation = fold.state[f"job/{uid('a')}"]
-    assert isinstance(reservation, Reservation)
-    assert reservation.chain == (CHILD, ROOT)
+    held = fold.state[f"jobs/{record.offset}"]
+    assert isinstance(held, Reservations)
+    assert (held.tenant, held.chain, held.jobs) == (CHILD, (CHILD, ROOT), (uid("a"),))
 
 
 def test_a_repeat_is_silent_within_the_window_and_a_stolen_id_is_a_dead_letter():

@@ -171,7 +171,7 @@ def test_nothing_is_left_of_an_erased_tenant_but_that_it_was_erased(new_fold, li
     erase(fold, CHILD)
     assert mentions(fold, CHILD) == {f"erased/{CHILD}"}
     changed = {key for key, value in fold.stored().items() if before.get(key) != value}
-    assert not {key for key in changed if OTHER in key or key.startswith(("job/", "flag/", "contract/"))}
+    assert not {key for key in changed if OTHER in key or key.startswith(("job/", "jobs/", "flag/", "contract/"))}
     assert {key for key in mentions(fold, OTHER) if not key.startswith("seen/")} <= before.keys()
     fold.restart()
     assert mentions(fold, CHILD) == {f"erased/{CHILD}"}

@@ -14,9 +14,14 @@ from tests.core.test_admission import CHILD, FLAT, ROOT, known, request
 
 def one_step(fold, *records):
     """Fold several records as one step; returns all that it emits."""
-    emits = [emit for record in records for emit in fold.logic.decide(record, fold.now_ms).emits]
+    emits = []
+    for record in records:
+        outcome = fold.logic.decide(record, fold.now_ms)
+        fold.state.apply(outcome.changes)
+        emits += outcome.emits
     settled = fold.logic.settle()
     fold.state.apply(settled.changes)
+    fold.state.merge()
     return [*emits, *settled.emits]
 
 

@@ -166,7 +166,7 @@ def test_a_state_to_recover_has_as_many_different_keys_as_asked_for() -> None:
     codec = StateCodec(admission.KINDS)
     kinds = Counter(type(codec.decode(record.key.decode(), record.value)).__name__ for record in records)
     assert kinds["Tenant"] == kinds["Usage"]
-    assert kinds["Reservation"] > 2_900
+    assert kinds["Reservations"] > 2_900
     assert kinds["SeenIds"] == 2
     assert kinds.total() == 30_000
 

@@ -19,7 +19,8 @@ import uvloop
 from settler_streams.adapters.kafka.cluster import Cluster
 from settler_streams.agents import admission
 from settler_streams.core.dedup import CHUNK_IDS_MAX, SeenIds
-from settler_streams.core.quotas import Limits, Reservation, Tenant, new_usage
+from settler_streams.core.open_jobs import Reservations
+from settler_streams.core.quotas import Limits, Tenant, new_usage
 from settler_streams.dev.bench import log, workload
 from settler_streams.dev.bench.ground import SEED, Ground, running
 from settler_streams.dev.bench.workload import BEGINNING, SOURCE, Keyed
@@ -81,8 +82,8 @@ async def measure(ground: Ground, keys: int) -> Recovered:
 def state(keys: int, partitions: int) -> Iterator[Keyed]:
     """``keys`` changelog records of an admission role, spread evenly over its partitions.
 
-    A tenth are open jobs, whose ids are remembered in chunks as steps store them; the others are tenants and what each
-    has used.
+    A tenth are open jobs, one by itself as quiet times store them, whose ids are remembered in chunks; the others are
+    tenants and what each has used.
     """
     codec = StateCodec(admission.KINDS)
     drawn = random.Random(SEED)  # noqa: S311 - repeatable, not secret
@@ -100,11 +101,11 @@ def state(keys: int, partitions: int) -> Iterator[Keyed]:
     for chunk in range(chunks):
         partition, first = chunk % partitions, chunk * IDS_PER_CHUNK
         entries = []
-        for _ in range(first, min(first + IDS_PER_CHUNK, jobs)):
+        for offset in range(first, min(first + IDS_PER_CHUNK, jobs)):
             job_id, tenant = workload.uuid_of(drawn), ids[partition]
             entries.append((job_id, 0, now_ms))
-            reservation = Reservation(tenant, (tenant,), now_ms, SOURCE)
-            yield Keyed(partition, f"job/{job_id}".encode(), codec.encode(reservation))
+            held = Reservations(tenant, (tenant,), SOURCE, (job_id,))
+            yield Keyed(partition, f"jobs/{offset}".encode(), codec.encode(held))
         seen = SeenIds(chunk // partitions * IDS_PER_CHUNK, ((SOURCE, ids[partition]),), tuple(entries))
         yield Keyed(partition, f"seen/{seen.number:016}".encode(), codec.encode(seen))
 
