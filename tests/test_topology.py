@@ -38,6 +38,12 @@ def test_each_topic_has_writers_and_readers(topic):
     assert topic.cleanup != "compact" or topic.key == "state", "compaction needs a key that names the state"
 
 
+def test_admission_has_its_requests_from_one_topic():
+    """Their offsets name what it stores of open jobs."""
+    inputs = SHIPPED.fold("admission").inputs
+    assert [name for name in inputs if "settler.job.requested.v1" in SHIPPED.topic(name).events] == ["job-requests"]
+
+
 def test_decisions_results_and_dispatches_have_one_writer():
     for name in ("job-decisions", "job-results", "job-dispatches", "flag-changes", "flag-state"):
         assert len(SHIPPED.topic(name).writers) == 1, name

@@ -261,22 +261,26 @@ def _compare_reports(
 
 def _compare_state(books: Books, values: Mapping[str, bytes], findings: Findings) -> None:
     """The changelog's last word: running, month_jobs, storage, domains, requests; and the jobs that are still open."""
-    stored, jobs = {}, set()
+    stored: dict[str, tuple[int, ...]] = {}
+    jobs: list[tuple[str, tuple[str, ...]]] = []
     for key, value in values.items():
         if key.startswith("usage/"):
             _, running, month, month_jobs, storage, domains, requests, *_ = msgspec.msgpack.decode(value[1:])
             stored[key.removeprefix("usage/")] = (running, month, month_jobs, storage, domains, requests)
         if key.startswith("jobs/"):
-            _, _, _, held = msgspec.msgpack.decode(value[1:])
-            jobs.update(held)
+            _, chain, _, held = msgspec.msgpack.decode(value[1:])
+            jobs += [(job, tuple(chain)) for job in held]
     own = {t: (a.running, a.month, a.month_jobs, a.storage, a.domains, a.requests) for t, a in books.accounts.items()}
     wrong = [
         f"{t}: {stored.get(t)}, not {own.get(t)}" for t in own.keys() | stored.keys() if own.get(t) != stored.get(t)
     ]
     findings.claim("counters", "tenants whose stored usage is another", wrong)
     findings.claim(
-        "counters", "jobs that hold a reservation and should not, or the reverse", jobs ^ set(books.open_jobs)
+        "counters",
+        "jobs that hold a reservation and should not, or the reverse, or at other levels",
+        set(jobs) ^ set(books.open_jobs.items()),
     )
+    findings.equal("counters", "reservations and the jobs that hold them", len(jobs), len(set(jobs)))
 
 
 @lru_cache(maxsize=1)

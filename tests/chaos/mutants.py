@@ -178,6 +178,17 @@ def _stored_usage(recording: Recording, chance: random.Random) -> Recording:
     return _with_log(recording, "admission-changelog", victim.partition, log)
 
 
+def _end_not_stored(recording: Recording, chance: random.Random) -> Recording:
+    """Jobs that have ended hold their slots still: the tombstone of their reservations is not in the changelog."""
+    log_of = recording.logs["admission-changelog"]
+    newest = {(e.partition, e.key): e for e in recording.entries("admission-changelog")}
+    stored = {(e.partition, e.key) for e in recording.entries("admission-changelog") if e.value is not None}
+    ended = [e for at, e in newest.items() if (e.key or b"").startswith(b"jobs/") and e.value is None and at in stored]
+    victim = chance.choice(ended)
+    kept = [e for e in log_of[victim.partition] if (e.key, e.value) != (victim.key, None)]
+    return _with_log(recording, "admission-changelog", victim.partition, kept)
+
+
 def _row(table: str, change: Callable[[dict[str, Any], Recording], dict[str, Any] | None]) -> Mutant:
     """A row is another, or is missing."""
 
@@ -266,6 +277,7 @@ MUTANTS: dict[str, tuple[Mutant, set[str]]] = {
         altered("tenant-signals", "settler.tenant.usage.v1", _one_more("used", "requests")), {"counters"},
     ),
     "a stored counter is one too high": (_stored_usage, {"counters"}),
+    "a job's end is not stored": (_end_not_stored, {"counters"}),
     "a windowed sum is one too high": (_window_off, {"counters"}),
     "Kafka's offset is one behind": (_offset_behind, {"positions"}),
     "a position in Postgres goes back": (_position_back, {"positions"}),

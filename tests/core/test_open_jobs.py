@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from settler_streams.core.dedup import SEEN_WINDOW_MS
 from settler_streams.core.open_jobs import TOGETHER_MAX, Reservation, Reservations
-from settler_streams.events import TenantErased
+from settler_streams.core.standings import CHAIN_DEPTH_MAX
+from settler_streams.events import JobCancelRequested, TenantErased, TenantTier
+from settler_streams.events.envelope import SOURCE_LENGTH_MAX
 from tests.core.harness import uid
-from tests.core.test_admission import CHILD, FLAT, ROOT, change, finish, known, request, usage_of
+from tests.core.test_admission import CHILD, FLAT, ROOT, change, finish, key_of, known, request, usage_of
 from tests.core.test_places import one_step
 
 
 def asked(fold, name, tenant=FLAT, **where):
-    return fold.record(request(), tenant, event_id=uid(name), **where)
+    return fold.record(request(), tenant, event_id=uid(f"{name}"), **where)
 
 
 def ended(fold, name, tenant=FLAT):
-    return fold.record(finish(uid(name)), tenant)
+    return fold.record(finish(uid(f"{name}")), tenant)
 
 
 def stored(fold):
@@ -84,18 +90,16 @@ def test_a_source_and_a_chain_are_those_of_all_that_are_stored_together():
     moved = msgspec.structs.replace(change(CHILD, version=9), parent_id=None)
     one_step(
         fold,
-        asked(fold, "a", CHILD, key=ROOT, source="/one"),
-        asked(fold, "b", CHILD, key=ROOT, source="/two"),
-        asked(fold, "c", CHILD, key=ROOT, source="/two"),
+        *(asked(fold, name, CHILD, key=ROOT, source=f"/{source}") for name, source in ("a1", "b2", "c1", "d2")),
         fold.record(moved, CHILD, key=ROOT),
-        asked(fold, "d", CHILD, key=ROOT, source="/two"),
+        asked(fold, "e", CHILD, key=ROOT, source="/2"),
     )
     assert [(value.source, value.chain, value.jobs) for value in stored(fold).values()] == [
-        ("/one", (CHILD, ROOT), names("a")),
-        ("/two", (CHILD, ROOT), names("b", "c")),
-        ("/two", (CHILD,), names("d")),
+        ("/1", (CHILD, ROOT), names("a", "c")),
+        ("/2", (CHILD, ROOT), names("b", "d")),
+        ("/2", (CHILD,), names("e")),
     ]
-    one_step(fold, *(ended(fold, name, CHILD) for name in "abcd"))
+    one_step(fold, *(ended(fold, name, CHILD) for name in "abcde"))
     assert (usage_of(fold, CHILD).running, usage_of(fold, ROOT).running) == (0, 0)
 
 
@@ -121,8 +125,83 @@ def test_jobs_that_earlier_versions_have_stored_end_as_others_do():
     assert usage_of(fold, FLAT).running == 0
 
 
-def test_a_stored_value_is_small_however_many_levels_it_has():
-    """What a lone job's end writes again, at the deepest chain and the longest source."""
-    chain = tuple(uid(f"level {number}") for number in range(8))
-    value = Reservations(chain[0], chain, "/" * 200, tuple(uid(f"j{number}") for number in range(TOGETHER_MAX)))
-    assert len(msgspec.msgpack.encode(value)) < 1_500
+def test_a_job_that_is_stored_twice_is_a_state_that_contradicts_itself():
+    fold = known((FLAT, {}))
+    one_step(fold, asked(fold, "a"))
+    (held,) = stored(fold).values()
+    fold.state.apply({"jobs/999": held})
+    fold.state.merge()
+    with pytest.raises(ValueError, match=r"stored under jobs/\d+ and jobs/\d+"):
+        fold.restart()
+
+
+def test_a_stored_value_is_small_whoever_it_belongs_to():
+    """What a lone job's end may write again, at most: the deepest chain, the longest source in the widest letters."""
+    chain = tuple(uid(f"level {number}") for number in range(CHAIN_DEPTH_MAX))
+    jobs = tuple(uid(f"j{number}") for number in range(TOGETHER_MAX))
+    value = Reservations(chain[0], chain, "\N{GRINNING FACE}" * SOURCE_LENGTH_MAX, jobs)
+    assert len(msgspec.msgpack.encode(value)) < 1_800
+
+
+tenants = st.sampled_from([FLAT, FLAT, CHILD, CHILD, ROOT])
+numbers = st.integers(0, 40)
+operation = st.one_of(
+    *[st.tuples(st.just("request"), tenants, numbers, st.sampled_from(["/a", "/a", "/b"]))] * 6,
+    *[st.tuples(st.just("finish"), numbers)] * 3,
+    st.tuples(st.just("move"), st.sampled_from([ROOT, None])),
+    st.tuples(st.just("cancel"), tenants, numbers),
+    st.tuples(st.just("later"), st.sampled_from([1, 60_000, SEEN_WINDOW_MS])),
+)
+steps = st.lists(st.lists(operation, max_size=60), max_size=12)
+
+
+def record_of(fold, operation, version):
+    match operation:
+        case ("request", tenant, number, source):
+            return asked(fold, number, tenant, key=key_of(tenant), source=source)
+        case ("finish", number):
+            return ended(fold, number)
+        case ("cancel", tenant, number):
+            return fold.record(JobCancelRequested(job_id=uid(f"{number}")), tenant, key=key_of(tenant))
+        case ("move", parent):
+            moved = msgspec.structs.replace(change(CHILD, version, TenantTier.SCALE), parent_id=parent)
+            return fold.record(moved, CHILD, key=ROOT)
+    raise AssertionError(operation)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps)
+def test_steps_of_any_size_decide_the_same_and_a_rebuilt_fold_stores_the_same(steps):
+    """One fold takes a record a step. Of two that take several together, one is built anew before each step."""
+    scale = {"tier": TenantTier.SCALE}
+    folds = [known((FLAT, scale), (ROOT, scale), (CHILD, scale), open_jobs_max=1_000) for _ in range(3)]
+    single, running, rebuilt = folds
+    for version, operations in enumerate(steps, 2):
+        later_ms = sum(operation[1] for operation in operations if operation[0] == "later")
+        for fold in folds:
+            fold.now_ms += later_ms
+        records = [record_of(single, operation, version) for operation in operations if operation[0] != "later"]
+        for record in records:
+            single.fold(record)
+        rebuilt.restart()
+        assert one_step(running, *records) == one_step(rebuilt, *records)
+        assert running.stored() == rebuilt.stored()
+        assert reservations(running) == reservations(single)
+        assert apart_from_ids(running) == apart_from_ids(single)
+        for tenant in (FLAT, ROOT, CHILD):
+            assert usage_of(running, tenant).running == sum(tenant in chain for _, chain, _ in reservations(running))
+    dead = [[(offset, str(error)) for offset, error in fold.dead] for fold in folds]
+    assert dead[0] == dead[1] == dead[2]
+
+
+def reservations(fold):
+    """Each open job once, and at which levels it holds a slot."""
+    held = [(job, value.chain, value.source) for value in stored(fold).values() for job in value.jobs]
+    assert len({job for job, _, _ in held}) == len(held)
+    assert all(len(value.jobs) <= TOGETHER_MAX for value in stored(fold).values())
+    return sorted(held)
+
+
+def apart_from_ids(fold):
+    """What is stored, but for what is stored together: that depends on the steps."""
+    return {key: value for key, value in fold.stored().items() if not key.startswith(("seen/", "jobs/"))}

@@ -6,6 +6,7 @@ import msgspec
 
 from settler_streams.core import places
 from settler_streams.core.fold import NO_TRACE
+from settler_streams.errors import RecordError
 from settler_streams.events import JobCancelRequested, JobDecided, JobsEnqueued, PoolCancelRequested, TenantErased
 from settler_streams.ids import derived_id
 from tests.core.harness import uid
@@ -13,10 +14,14 @@ from tests.core.test_admission import CHILD, FLAT, ROOT, known, request
 
 
 def one_step(fold, *records):
-    """Fold several records as one step; returns all that it emits."""
+    """Fold several records as one step; returns all that it emits. What cannot be decided becomes a dead letter."""
     emits = []
     for record in records:
-        outcome = fold.logic.decide(record, fold.now_ms)
+        try:
+            outcome = fold.logic.decide(record, fold.now_ms)
+        except RecordError as error:
+            fold.dead.append((record.offset, error))
+            continue
         fold.state.apply(outcome.changes)
         emits += outcome.emits
     settled = fold.logic.settle()
