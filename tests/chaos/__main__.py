@@ -45,7 +45,10 @@ POINTS_S_MAX = 60.0
 
 @click.command()
 @click.argument("name", type=click.Choice(list(VERBS)), default="short")
-@click.option("--mutant", "names", multiple=True, help="Of the mutants only this one; may be repeated.")
+@click.option(
+    "--mutant", "names", type=click.Choice(mutant_rounds.ALL), multiple=True,
+    help="Of the mutants only this one; may be repeated.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=None, help="Repeat a round; by default a new seed.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Where the report goes as JSON."
