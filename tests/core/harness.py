@@ -95,6 +95,22 @@ class Fold:
         self.outcomes.append(outcome)
         return outcome.emits
 
+    def step(self, *records: Record) -> list[Emit]:
+        """Fold several records as one step; returns all that it emits. What cannot be decided becomes a dead letter."""
+        emits: list[Emit] = []
+        for record in records:
+            try:
+                outcome = self.logic.decide(record, self.now_ms)
+            except RecordError as error:
+                self.dead.append((record.offset, error))
+                continue
+            self.state.apply(outcome.changes)
+            emits += outcome.emits
+        settled = self.logic.settle()
+        self.state.apply(settled.changes)
+        self.state.merge()
+        return [*emits, *settled.emits]
+
     def emitted(self, kind: type[Part]) -> list[Emit]:
         """Every event of one type so far."""
         return [emit for outcome in self.outcomes for emit in outcome.emits if isinstance(emit.data, kind)]

@@ -14,7 +14,6 @@ from settler_streams.events import JobCancelRequested, TenantErased, TenantTier
 from settler_streams.events.envelope import SOURCE_LENGTH_MAX
 from tests.core.harness import uid
 from tests.core.test_admission import CHILD, FLAT, ROOT, change, finish, key_of, known, request, usage_of
-from tests.core.test_places import one_step
 
 
 def asked(fold, name, tenant=FLAT, **where):
@@ -38,24 +37,24 @@ def test_jobs_of_one_tenant_that_a_step_admits_are_stored_together():
     fold = known((FLAT, {}), (ROOT, {}), (CHILD, {}))
     first = asked(fold, "a")
     other = asked(fold, "b", CHILD, key=ROOT)
-    one_step(fold, first, other, asked(fold, "c"))
+    fold.step(first, other, asked(fold, "c"))
     assert stored(fold) == {
         f"jobs/{first.offset}": Reservations(FLAT, (FLAT,), "/test", names("a", "c")),
         f"jobs/{other.offset}": Reservations(CHILD, (CHILD, ROOT), "/test", names("b")),
     }
-    one_step(fold, later := asked(fold, "d"))
+    fold.step(later := asked(fold, "d"))
     assert stored(fold)[f"jobs/{later.offset}"].jobs == names("d"), "a later step's are not added to what is stored"
 
 
 def test_a_job_that_ends_leaves_the_others_and_the_last_one_leaves_nothing():
     fold = known((FLAT, {}))
     first = asked(fold, "a")
-    one_step(fold, first, asked(fold, "b"), asked(fold, "c"))
+    fold.step(first, asked(fold, "b"), asked(fold, "c"))
     fold.restart()
-    one_step(fold, ended(fold, "a"))
+    fold.step(ended(fold, "a"))
     assert stored(fold)[f"jobs/{first.offset}"].jobs == names("b", "c")
     fold.restart()
-    one_step(fold, ended(fold, "c"), ended(fold, "b"), ended(fold, "a"))
+    fold.step(ended(fold, "c"), ended(fold, "b"), ended(fold, "a"))
     assert stored(fold) == {}
     assert usage_of(fold, FLAT).running == 0
 
@@ -63,33 +62,32 @@ def test_a_job_that_ends_leaves_the_others_and_the_last_one_leaves_nothing():
 def test_a_job_that_ends_in_the_step_that_admits_it_is_stored_with_no_other():
     fold = known((FLAT, {}))
     first = asked(fold, "a")
-    one_step(fold, first, ended(fold, "a"), asked(fold, "b"))
+    fold.step(first, ended(fold, "a"), asked(fold, "b"))
     assert [value.jobs for value in stored(fold).values()] == [names("b")]
     assert usage_of(fold, FLAT).running == 1
 
 
 def test_an_id_that_comes_again_while_its_former_neighbours_are_open_is_a_job_of_its_own():
     fold = known((FLAT, {}))
-    one_step(fold, asked(fold, "a"), asked(fold, "b"))
-    one_step(fold, ended(fold, "a"))
+    fold.step(asked(fold, "a"), asked(fold, "b"))
+    fold.step(ended(fold, "a"))
     fold.now_ms += 60 * 60_000
     again = asked(fold, "a", source="/another")
-    one_step(fold, again)
+    fold.step(again)
     assert sorted(value.jobs for value in stored(fold).values()) == sorted([names("a"), names("b")])
     assert stored(fold)[f"jobs/{again.offset}"].source == "/another"
 
 
 def test_only_a_few_are_stored_together():
     fold = known((FLAT, {}), open_jobs_max=1_000)
-    one_step(fold, *(asked(fold, f"j{number}") for number in range(2 * TOGETHER_MAX + 1)))
+    fold.step(*(asked(fold, f"j{number}") for number in range(2 * TOGETHER_MAX + 1)))
     assert [len(value.jobs) for value in stored(fold).values()] == [TOGETHER_MAX, TOGETHER_MAX, 1]
 
 
 def test_a_source_and_a_chain_are_those_of_all_that_are_stored_together():
     fold = known((ROOT, {}), (CHILD, {}), open_jobs_max=100)
     moved = msgspec.structs.replace(change(CHILD, version=9), parent_id=None)
-    one_step(
-        fold,
+    fold.step(
         *(asked(fold, name, CHILD, key=ROOT, source=f"/{source}") for name, source in ("a1", "b2", "c1", "d2")),
         fold.record(moved, CHILD, key=ROOT),
         asked(fold, "e", CHILD, key=ROOT, source="/2"),
@@ -99,35 +97,35 @@ def test_a_source_and_a_chain_are_those_of_all_that_are_stored_together():
         ("/2", (CHILD, ROOT), names("b", "d")),
         ("/2", (CHILD,), names("e")),
     ]
-    one_step(fold, *(ended(fold, name, CHILD) for name in "abcde"))
+    fold.step(*(ended(fold, name, CHILD) for name in "abcde"))
     assert (usage_of(fold, CHILD).running, usage_of(fold, ROOT).running) == (0, 0)
 
 
 def test_an_erased_tenants_jobs_are_gone_and_its_neighbours_untouched():
     fold = known((FLAT, {}), (ROOT, {}), (CHILD, {}))
-    one_step(fold, asked(fold, "a", CHILD, key=ROOT), asked(fold, "b", ROOT), asked(fold, "c", CHILD, key=ROOT))
-    one_step(fold, fold.record(TenantErased(version=9, root_id=ROOT), CHILD, key=ROOT))
+    fold.step(asked(fold, "a", CHILD, key=ROOT), asked(fold, "b", ROOT), asked(fold, "c", CHILD, key=ROOT))
+    fold.step(fold.record(TenantErased(version=9, root_id=ROOT), CHILD, key=ROOT))
     assert [value.jobs for value in stored(fold).values()] == [names("b")]
     assert usage_of(fold, ROOT).running == 1
 
 
 def test_jobs_that_earlier_versions_have_stored_end_as_others_do():
     fold = known((FLAT, {}))
-    one_step(fold, asked(fold, "a"))
+    fold.step(asked(fold, "a"))
     (key,) = stored(fold)
     fold.state.apply({key: None, f"job/{uid('a')}": Reservation(FLAT, (FLAT,), fold.now_ms, "/test")})
     fold.state.merge()
     fold.restart()
-    assert one_step(fold, asked(fold, "a")) == [], "a repeat"
+    assert fold.step(asked(fold, "a")) == [], "a repeat"
     assert list(stored(fold)) == [f"job/{uid('a')}"]
-    one_step(fold, ended(fold, "a"))
+    fold.step(ended(fold, "a"))
     assert stored(fold) == {}
     assert usage_of(fold, FLAT).running == 0
 
 
 def test_a_job_that_is_stored_twice_is_a_state_that_contradicts_itself():
     fold = known((FLAT, {}))
-    one_step(fold, asked(fold, "a"))
+    fold.step(asked(fold, "a"))
     (held,) = stored(fold).values()
     fold.state.apply({"jobs/999": held})
     fold.state.merge()
@@ -184,10 +182,10 @@ def test_steps_of_any_size_decide_the_same_and_a_rebuilt_fold_stores_the_same(st
         for record in records:
             single.fold(record)
         rebuilt.restart()
-        assert one_step(running, *records) == one_step(rebuilt, *records)
+        assert running.step(*records) == rebuilt.step(*records)
         assert running.stored() == rebuilt.stored()
         assert reservations(running) == reservations(single)
-        assert apart_from_ids(running) == apart_from_ids(single)
+        assert stored_one_by_one(running) == stored_one_by_one(single)
         for tenant in (FLAT, ROOT, CHILD):
             assert usage_of(running, tenant).running == sum(tenant in chain for _, chain, _ in reservations(running))
     dead = [[(offset, str(error)) for offset, error in fold.dead] for fold in folds]
@@ -202,6 +200,6 @@ def reservations(fold):
     return sorted(held)
 
 
-def apart_from_ids(fold):
+def stored_one_by_one(fold):
     """What is stored, but for what is stored together: that depends on the steps."""
     return {key: value for key, value in fold.stored().items() if not key.startswith(("seen/", "jobs/"))}

@@ -6,28 +6,10 @@ import msgspec
 
 from settler_streams.core import places
 from settler_streams.core.fold import NO_TRACE
-from settler_streams.errors import RecordError
 from settler_streams.events import JobCancelRequested, JobDecided, JobsEnqueued, PoolCancelRequested, TenantErased
 from settler_streams.ids import derived_id
 from tests.core.harness import uid
 from tests.core.test_admission import CHILD, FLAT, ROOT, known, request
-
-
-def one_step(fold, *records):
-    """Fold several records as one step; returns all that it emits. What cannot be decided becomes a dead letter."""
-    emits = []
-    for record in records:
-        try:
-            outcome = fold.logic.decide(record, fold.now_ms)
-        except RecordError as error:
-            fold.dead.append((record.offset, error))
-            continue
-        fold.state.apply(outcome.changes)
-        emits += outcome.emits
-    settled = fold.logic.settle()
-    fold.state.apply(settled.changes)
-    fold.state.merge()
-    return [*emits, *settled.emits]
 
 
 def test_what_a_step_admits_enters_the_pool_together_each_tenants_jobs_in_order():
@@ -37,7 +19,7 @@ def test_what_a_step_admits_enters_the_pool_together_each_tenants_jobs_in_order(
         for name, tenant in [("a", CHILD), ("b", ROOT), ("c", CHILD)]
     ]
     asked[2] = msgspec.structs.replace(asked[2], traceparent=b"00-c-01")
-    emits = one_step(fold, *asked)
+    emits = fold.step(*asked)
     assert [emit.data.job_id for emit in emits[:3]] == [uid("a"), uid("b"), uid("c")]
     assert [(emit.tenant, [job.job_id for job in emit.data.jobs]) for emit in emits[3:]] == [
         (CHILD, [uid("a"), uid("c")]),
@@ -47,14 +29,14 @@ def test_what_a_step_admits_enters_the_pool_together_each_tenants_jobs_in_order(
     jobs = emits[3].data.jobs
     assert [(job.offset, job.traceparent) for job in jobs] == [(asked[0].offset, None), (asked[2].offset, "00-c-01")]
     assert {emit.traceparent for emit in emits[3:]} == {NO_TRACE}, "no trace of one for all"
-    assert one_step(fold) == [], "once"
+    assert fold.step() == [], "once"
 
 
 def test_a_cancellation_comes_behind_the_job_that_its_own_step_has_admitted():
     fold = known((ROOT, {}), (CHILD, {}))
     asked = fold.record(request(), CHILD, key=ROOT, event_id=uid("a"))
     cancelled = fold.record(JobCancelRequested(job_id=uid("a")), CHILD, key=ROOT)
-    emits = one_step(fold, asked, cancelled)
+    emits = fold.step(asked, cancelled)
     assert [type(emit.data) for emit in emits] == [JobDecided, JobsEnqueued, PoolCancelRequested]
     assert len({(emit.topic, emit.partition) for emit in emits[1:]}) == 1
 
@@ -64,7 +46,7 @@ def test_a_cancellation_leaves_the_jobs_of_others_together():
     first, second = (fold.record(request(), FLAT, event_id=uid(name)) for name in "ab")
     asked = fold.record(request(), ROOT, event_id=uid("c"))
     cancelled = fold.record(JobCancelRequested(job_id=uid("c")), ROOT)
-    emits = one_step(fold, first, asked, cancelled, second)
+    emits = fold.step(first, asked, cancelled, second)
     entered = [[job.job_id for job in emit.data.jobs] for emit in emits if isinstance(emit.data, JobsEnqueued)]
     assert entered == [[uid("c")], [uid("a"), uid("b")]]
 
@@ -73,13 +55,13 @@ def test_an_erasure_comes_behind_the_jobs_that_its_own_step_has_admitted():
     fold = known((FLAT, {}))
     asked = fold.record(request(), FLAT, event_id=uid("a"))
     erased = fold.record(TenantErased(version=2, root_id=FLAT), FLAT)
-    emits = one_step(fold, asked, erased)
+    emits = fold.step(asked, erased)
     assert [type(emit.data) for emit in emits if emit.topic == "pool-inputs"][:2] == [JobsEnqueued, TenantErased]
 
 
 def test_more_jobs_than_an_event_holds_enter_in_several(monkeypatch):
     monkeypatch.setattr(places, "JOBS_MAX", 2)
     fold = known((FLAT, {}), open_jobs_max=100)
-    emits = one_step(fold, *(fold.record(request(), FLAT, event_id=uid(f"j{number}")) for number in range(5)))
+    emits = fold.step(*(fold.record(request(), FLAT, event_id=uid(f"j{number}")) for number in range(5)))
     entered = [[job.job_id for job in emit.data.jobs] for emit in emits if isinstance(emit.data, JobsEnqueued)]
     assert entered == [[uid("j0"), uid("j1")], [uid("j2"), uid("j3")], [uid("j4")]]

@@ -8,7 +8,6 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-import msgspec
 import pytest
 import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -395,7 +394,7 @@ async def test_the_clock_never_goes_back_not_even_across_a_restart(log: KafkaLog
     await log.append("usage-events", partition, [usage(local(partition))])
     ((tp, raws),) = (await arrived(log, first)).items()
     ahead_ms = raws[0].timestamp + 3_600_000
-    await fold(first, {tp: [msgspec.structs.replace(raws[0], timestamp=ahead_ms)]})
+    await fold(first, {tp: [dataclasses.replace(raws[0], timestamp=ahead_ms)]})
     assert first.now_ms == ahead_ms
     await first.close()
 

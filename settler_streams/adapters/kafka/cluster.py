@@ -17,12 +17,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, RequestTimedOutError
 
-from settler_streams.adapters.kafka import fetched, header_names
+from settler_streams.adapters.kafka import header_names
 from settler_streams.errors import ConfigurationError, UnavailableError
 from settler_streams.settings import Settings
 
 header_names.install()
-fetched.install()
 
 ADMIN_DEADLINE_S = 30.0
 """Longest wait for the broker in one administrative step; creating thirty topics takes about a second."""
